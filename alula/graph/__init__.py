@@ -1,0 +1,1 @@
+"""What is being compressed: the ONNX graph, its layers, its cost and what calibration saw of it."""

@@ -1,0 +1,240 @@
+"""What one streaming pass over calibration data saw, for exactly the tensors that were asked for.
+
+Bound: a :class:`Collector` holds one batch of the requested activations at a time, plus per tensor 512 KiB for a
+histogram and three numbers per channel. Nothing grows with the number of examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from alula.errors import DataError, ModelError
+from alula.graph.model import Model
+from alula.graph.running import Runner
+from alula.numerics.histogram import FloatHistogram
+
+SAMPLE_LIMIT = 8_192  # values of one tensor and row that enter its histogram; minimum and maximum see all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A tensor that a technique wants seen; with ``channel_axis``, each channel along it apart."""
+
+    tensor: str
+    histogram: bool = False
+    channel_axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorStatistics:
+    """What was seen of one tensor; ``channel_*`` [C] are per channel."""
+
+    count: int
+    minimum: float
+    maximum: float
+    mean: float
+    histogram: FloatHistogram | None = None
+    channel_minimum: np.ndarray | None = None
+    channel_maximum: np.ndarray | None = None
+    channel_mean: np.ndarray | None = None
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """The histogram as sorted values [n] and their counts [n]; the two ends are the exact extremes."""
+        if self.histogram is None:
+            raise ModelError("a histogram was not asked for this tensor")
+        values, counts = self.histogram.occupied()
+        values = np.clip(values, self.minimum, self.maximum)
+        ends = np.array([self.minimum, self.maximum], np.float32)
+        return np.concatenate([ends[:1], values, ends[1:]]), np.concatenate([[1], counts, [1]])
+
+
+class Statistics(Mapping[str, TensorStatistics]):
+    """Tensor statistics by tensor name; a name that was never asked for is an error with a reason."""
+
+    def __init__(self, tensors: Mapping[str, TensorStatistics] | None = None, runs: int = 0) -> None:
+        self._tensors = dict(tensors or {})
+        self.runs = runs
+
+    def __getitem__(self, name: str) -> TensorStatistics:
+        if name not in self._tensors:
+            raise ModelError(f"no statistics were collected for tensor {name!r}; request it before calibration")
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(slots=True)
+class _Accumulator:
+    """Running statistics of one tensor."""
+
+    request: Request
+    count: int = 0
+    total: float = 0.0
+    minimum: float = np.inf
+    maximum: float = -np.inf
+    histogram: FloatHistogram | None = None
+    channels: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, array: np.ndarray) -> None:
+        if array.size == 0:
+            return
+        array = array.astype(np.float32, copy=False)
+        total = float(array.sum(dtype=np.float64)) if array.size < SAMPLE_LIMIT else _total(array)
+        if not np.isfinite(total):
+            raise DataError(_nonfinite(self.request.tensor, array))
+        self.count += array.size
+        self.total += total
+        self.minimum = min(self.minimum, float(array.min()))
+        self.maximum = max(self.maximum, float(array.max()))
+        if self.request.histogram:
+            self._add_histogram(array)
+        if self.request.channel_axis is not None:
+            self._add_channels(array, self.request.channel_axis)
+
+    def _add_histogram(self, array: np.ndarray) -> None:
+        if self.histogram is None:
+            self.histogram = FloatHistogram()
+        flat = np.ascontiguousarray(array).reshape(-1)
+        rows = min(array.shape[0], 32) if array.ndim else 1
+        self.histogram.add(flat[:: _stride(flat.size // rows)])
+
+    def _add_channels(self, array: np.ndarray, axis: int) -> None:
+        others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
+        size = array.size // array.shape[axis]
+        seen = {
+            "minimum": array.min(axis=others),
+            "maximum": array.max(axis=others),
+            "total": array.sum(axis=others, dtype=np.float32).astype(np.float64),
+            "size": np.full(array.shape[axis], size, np.int64),
+        }
+        for key, join in (("minimum", np.minimum), ("maximum", np.maximum), ("total", np.add), ("size", np.add)):
+            self.channels[key] = join(self.channels[key], seen[key]) if key in self.channels else seen[key]
+
+    def freeze(self) -> TensorStatistics:
+        if self.count == 0:
+            raise DataError(f"calibration never produced a value of tensor {self.request.tensor!r}; give more examples")
+        channels = self.channels
+        return TensorStatistics(
+            count=self.count,
+            minimum=self.minimum,
+            maximum=self.maximum,
+            mean=self.total / self.count,
+            histogram=self.histogram,
+            channel_minimum=channels.get("minimum"),
+            channel_maximum=channels.get("maximum"),
+            channel_mean=channels["total"] / channels["size"] if channels else None,
+        )
+
+
+class Collector:
+    """Runs a graph like a :class:`Runner` does, and watches the requested tensors go by."""
+
+    def __init__(self, model: Model, requests: Iterable[Request], *, threads: int = 0) -> None:
+        merged = _merge(requests)
+        self._outputs = [spec.name for spec in model.outputs]
+        self._inputs = {spec.name for spec in model.inputs}
+        self._accumulators = {name: _Accumulator(request) for name, request in merged.items()}
+        self._runner = Runner(_exposing(model, merged), threads=threads)
+        self._runs = 0
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once and add what went by.
+
+        Raises:
+            DataError: the feeds do not fit, or a requested tensor holds NaN or infinity (named).
+        """
+        for name, array in feeds.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DataError(_nonfinite(f"input {name}", array))
+        outputs = self._runner(feeds)
+        for name, accumulator in self._accumulators.items():
+            accumulator.add(feeds[name] if name in self._inputs else outputs[name])
+        self._runs += 1
+        return {name: outputs[name] for name in self._outputs}
+
+    def statistics(self) -> Statistics:
+        """What was seen so far.
+
+        Raises:
+            DataError: nothing was run, or a tensor was always empty.
+        """
+        if self._accumulators and self._runs == 0:
+            raise DataError("calibration data is empty; give at least one example")
+        return Statistics({name: seen.freeze() for name, seen in self._accumulators.items()}, self._runs)
+
+
+def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: Iterable[Request]) -> Statistics:
+    """Statistics of the requested tensors over an iterable of feeds, which may be a generator of any length."""
+    collector = Collector(model, requests)
+    for feed in feeds:
+        collector(feed)
+    return collector.statistics()
+
+
+def _merge(requests: Iterable[Request]) -> dict[str, Request]:
+    """One request per tensor that asks for everything that its requests ask for."""
+    merged: dict[str, Request] = {}
+    for request in sorted(requests, key=lambda request: (request.tensor, request.channel_axis is None)):
+        known = merged.get(request.tensor, request)
+        axis = known.channel_axis if known.channel_axis is not None else request.channel_axis
+        merged[request.tensor] = Request(request.tensor, known.histogram or request.histogram, axis)
+    return merged
+
+
+def _exposing(model: Model, requests: Mapping[str, Request]) -> Model:
+    """The model with the requested tensors as additional outputs."""
+    graph = model.edit()
+    values = {str(value.name): value for node in graph.graph for value in node.outputs}
+    present = {spec.name for spec in (*model.inputs, *model.outputs)}
+    for name in requests:
+        if name in present:
+            continue
+        if name not in values:
+            raise ModelError(f"the graph has no tensor named {name!r}")
+        value = values[name]
+        if value.dtype is None:
+            value.dtype = ir.DataType.FLOAT
+        graph.graph.outputs.append(value)
+    return model.edited(graph)
+
+
+def _stride(size: int) -> int:
+    """A step that takes at most SAMPLE_LIMIT values and, being prime, does not stay on one channel."""
+    return next(prime for prime in _PRIMES if size <= prime * SAMPLE_LIMIT)
+
+
+def _primes(limit: int) -> tuple[int, ...]:
+    """1, some primes about 9/8 apart, and the limit."""
+    primes, candidate = [1], 2
+    while candidate < limit:
+        if all(candidate % divisor for divisor in range(2, int(candidate**0.5) + 1)):
+            primes.append(candidate)
+            candidate += candidate // 8
+        candidate += 1
+    return (*primes, limit)
+
+
+_PRIMES = _primes(2**20)
+
+
+def _total(array: np.ndarray) -> float:
+    """The sum; pairwise in float32 along rows, then in float64."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    head = flat[: flat.size - flat.size % 1024].reshape(-1, 1024).sum(axis=1)
+    return float(head.sum(dtype=np.float64) + flat[flat.size - flat.size % 1024 :].sum(dtype=np.float64))
+
+
+def _nonfinite(place: str, array: np.ndarray) -> str:
+    bad = array.size - int(np.isfinite(array).sum())
+    return f"{place!r} holds {bad:,} values that are NaN or infinite, of {array.size:,}; clean the calibration data"

@@ -1,0 +1,175 @@
+"""An ordered list of techniques with the layers that each is for; plain data that can be written down and replayed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from alula.errors import RecipeError, at
+from alula.graph.layers import Layer, select
+from alula.graph.model import Model
+from alula.graph.statistics import Request, Statistics
+from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
+from alula.techniques import Context, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+
+_TECHNIQUES = {kind.__name__: kind for kind in (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)}
+_RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One technique and what it is for: patterns over layer names (``Op:Conv``: by operator) and over parts."""
+
+    technique: Technique
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    part: str = "*"
+
+    def layers(self, model: Model) -> tuple[Layer, ...]:
+        """The layers of a model that this step is for.
+
+        Raises:
+            RecipeError: a pattern matches nothing.
+        """
+        return select(model.layers(), self.include, self.exclude)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as plain data."""
+        data: dict[str, Any] = {"technique": type(self.technique).__name__, **_fields(self.technique)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for key in ("include", "exclude", "part"):
+            value = getattr(self, key)
+            if value != defaults[key]:
+                data[f"layers.{key}"] = list(value) if isinstance(value, tuple) else value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Step:
+        """Read what :meth:`to_json` wrote; unknown names are refused."""
+        settings = dict(data)
+        patterns = {
+            key: settings.pop(f"layers.{key}") for key in ("include", "exclude", "part") if f"layers.{key}" in data
+        }
+        kind = _known(_TECHNIQUES, settings.pop("technique", None), "technique")
+        patterns = {key: tuple(value) if isinstance(value, list) else value for key, value in patterns.items()}
+        return cls(_build(kind, settings), **patterns)
+
+    def describe(self) -> str:
+        """One line for people."""
+        changed = _fields(self.technique)
+        inside = ", ".join(f"{key}={_short(value)}" for key, value in changed.items())
+        where = "" if self.include == ("*",) else f" on {', '.join(self.include)}"
+        but = f" except {', '.join(self.exclude)}" if self.exclude else ""
+        part = "" if self.part == "*" else f" in {self.part}"
+        return f"{type(self.technique).__name__}({inside}){where}{but}{part}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Steps, done in order."""
+
+    steps: tuple[Step, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+        return {"steps": [step.to_json() for step in self.steps]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            RecipeError: the data is not a recipe, or names a technique or setting that does not exist.
+        """
+        steps = data.get("steps") if isinstance(data, Mapping) else None
+        if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+            raise RecipeError('a recipe is {"steps": [{"technique": ...}, ...]}; this is not one')
+        return cls(tuple(Step.from_json(step) for step in steps))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> str:
+        """One line for people."""
+        return "; ".join(step.describe() for step in self.steps) or "nothing"
+
+
+def steps_for(recipe: Recipe, part: str) -> tuple[Step, ...]:
+    """The steps that are for a part."""
+    return tuple(step for step in recipe.steps if fnmatchcase(part, step.part))
+
+
+def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[Request]:
+    """All statistics that the steps will read, to be collected once, on the original model.
+
+    Steps that need no data are applied on the way, since they change what later steps see; they keep tensor names.
+    """
+    requests: frozenset[Request] = frozenset()
+    for step in steps_for(recipe, part):
+        layers = step.layers(model)
+        wanted = step.technique.requests(model, layers)
+        requests |= wanted
+        if not wanted:
+            model = step.technique.apply(model, Context(layers))
+    return requests
+
+
+def apply_recipe(model: Model, recipe: Recipe, statistics: Statistics, part: str = "model") -> Model:
+    """Do all steps for a part, in order; the model itself is not changed.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or a technique is impossible for the layers (the step is named).
+    """
+    for number, step in enumerate(steps_for(recipe, part), 1):
+        with at(f"step {number}, {type(step.technique).__name__}"):
+            model = step.technique.apply(model, Context(step.layers(model), statistics))
+    return model
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    """The settings of a technique that differ from their defaults, as plain data."""
+    plain = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if value != default:
+            plain[field.name] = (
+                {"name": type(value).__name__, **_fields(value)} if dataclasses.is_dataclass(value) else value
+            )
+    return plain
+
+
+def _build(kind: type[Any], settings: Mapping[str, Any]) -> Any:
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(settings) - set(known)):
+        raise RecipeError(f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
+    values = {key: _range(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{kind.__name__} does not take {dict(settings)}: {error}") from error
+
+
+def _range(data: Mapping[str, Any]) -> Any:
+    settings = dict(data)
+    return _build(_known(_RANGES, settings.pop("name", None), "range method"), settings)
+
+
+def _known(kinds: Mapping[str, type[Any]], name: object, what: str) -> type[Any]:
+    if not isinstance(name, str) or name not in kinds:
+        raise RecipeError(f"there is no {what} called {name!r}; there are {', '.join(sorted(kinds))}")
+    return kinds[name]
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    settings = ", ".join(f"{key}={inner}" for key, inner in value.items() if key != "name")
+    return f"{value['name']}({settings})" if settings else str(value["name"])

@@ -1,0 +1,10 @@
+"""What can be done to a model: one file, one technique, each a frozen dataclass that is its own configuration."""
+
+from alula.techniques.dynamic import QuantizeDynamic
+from alula.techniques.float16 import Float16
+from alula.techniques.folding import FoldBatchNorm
+from alula.techniques.quantize import Quantize
+from alula.techniques.technique import Context, Technique
+from alula.techniques.weights import QuantizeWeights
+
+__all__ = ["Context", "Float16", "FoldBatchNorm", "Quantize", "QuantizeDynamic", "QuantizeWeights", "Technique"]

@@ -1,0 +1,124 @@
+"""Where 8-bit arithmetic begins and ends in a graph: which nodes compute on codes, and which tensors are quantized.
+
+A runtime keeps a run of nodes in integers only when every tensor between them is quantized, and pays a conversion at
+each border. So a weight-bearing node takes along the cheap nodes behind it (additions, pools, reshapes), as long as
+something further on computes on codes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from alula.graph.layers import Layer
+from alula.graph.model import Model
+
+PASSING = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # values are only moved
+JOINING = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool"})  # values are combined
+ABSORBED = frozenset({"Relu", "Clip"})  # done by the saturation of the codes behind them
+STATIC = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Names of the nodes that compute on codes; per quantized tensor the nodes that read its codes; shared scales.
+
+    ``everywhere`` are the tensors that exist as codes only: every reader, and the graph output, gets those.
+    """
+
+    nodes: frozenset[str]
+    readers: dict[str, tuple[str, ...]]
+    everywhere: frozenset[str]
+    shares: dict[str, str]
+
+    def root(self, tensor: str) -> str:
+        """The tensor whose scale this one uses."""
+        while tensor in self.shares:
+            tensor = self.shares[tensor]
+        return tensor
+
+
+def place(model: Model, layers: Iterable[Layer], *, products: bool, outputs: bool) -> Placement:
+    """Decide for the given layers.
+
+    Args:
+        model: the graph.
+        layers: those to compute on codes; other operators than Conv, Gemm and MatMul are passed over.
+        products: also matrix products of two activations (attention).
+        outputs: also quantize the outputs of layers, not only the inputs: ONNX Runtime computes a convolution
+            on codes only between two quantized tensors; OpenVINO better chooses by itself.
+    """
+    chosen = {layer.name for layer in layers if layer.operator in STATIC}
+    nodes = _trimmed(model.graph, _reached(model.graph, chosen, products=products), chosen)
+    readers: dict[str, tuple[str, ...]] = {}
+    everywhere, shares = set(), {}
+    for node in model.graph:
+        if str(node.name) not in nodes:
+            continue
+        for value in _data_inputs(node):
+            readers[str(value.name)] = tuple(sorted(_codes_readers(value, nodes)))
+        result = _result(node)
+        if outputs and (node.op_type not in {"Gemm", "MatMul"} or _feeds(result, nodes)):
+            everywhere.add(str(result.name))
+            readers.setdefault(str(result.name), ())
+        if node.op_type in PASSING and str(result.name) in readers:
+            shares[str(result.name)] = str(_data_inputs(node)[0].name)
+    return Placement(frozenset(nodes), readers, frozenset(everywhere), shares)
+
+
+def _reached(graph: ir.Graph, chosen: set[str], *, products: bool) -> set[str]:
+    """The chosen nodes and what can follow them in codes."""
+    nodes: set[str] = set()
+    carried: set[ir.Value] = set()
+    for node in graph:
+        inputs = _data_inputs(node)
+        follows = node.op_type in PASSING | JOINING and bool(inputs) and all(value in carried for value in inputs)
+        product = products and node.op_type == "MatMul" and len(inputs) == 2
+        if str(node.name) in chosen or (follows and _plain(node)) or product:
+            nodes.add(str(node.name))
+            carried.add(_result(node))
+    return nodes
+
+
+def _trimmed(graph: ir.Graph, nodes: set[str], chosen: set[str]) -> set[str]:
+    """Without the followers behind which nothing computes on codes."""
+    kept = set(nodes)
+    for node in reversed(graph):
+        name = str(node.name)
+        follower = name in kept and name not in chosen and node.op_type != "MatMul"
+        if follower and not _feeds(_result(node), kept):
+            kept.discard(name)
+    return kept
+
+
+def _feeds(value: ir.Value, nodes: set[str]) -> bool:
+    return any(str(use.node.name) in nodes for use in value.uses())
+
+
+def _plain(node: ir.Node) -> bool:
+    """Whether all inputs of a joining node are activations; a constant operand would need a scale of its own."""
+    return node.op_type != "Add" or len(_data_inputs(node)) == 2
+
+
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
+    """The activations that a node reads: not its weights, shapes or axes."""
+    count = {"Add": 2, "MatMul": 2, "Concat": len(node.inputs)}.get(node.op_type, 1)
+    inputs = [value for value in node.inputs[:count] if value is not None]
+    return [value for value in inputs if value.const_value is None and not value.is_initializer()]
+
+
+def _result(node: ir.Node) -> ir.Value:
+    """The tensor behind a node, beyond an activation that the codes' saturation does."""
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) != 1 or output.is_graph_output() or node.op_type in PASSING:
+        return output
+    follower = uses[0].node
+    constant = all(value is None or value.is_initializer() for value in follower.inputs[1:])
+    return follower.outputs[0] if follower.op_type in ABSORBED and constant else output
+
+
+def _codes_readers(value: ir.Value, nodes: set[str]) -> set[str]:
+    return {str(use.node.name) for use in value.uses() if str(use.node.name) in nodes}

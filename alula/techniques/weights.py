@@ -1,0 +1,154 @@
+"""Weight-only quantization: the file shrinks, the arithmetic stays in float (or as the runtime likes it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from alula.errors import RecipeError, at
+from alula.graph.editing import Editor, like, set_input
+from alula.graph.layers import Layer
+from alula.graph.model import Model, Note
+from alula.graph.statistics import Request
+from alula.numerics.grids import Grid, Quantized
+from alula.numerics.grids import quantize as quantize_array
+from alula.numerics.ranges import channel_mean_squared_error_range
+from alula.techniques.technique import Context
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeWeights:
+    """Weights as integers, everything else in float.
+
+    Attributes:
+        bits: 2 to 8. Widths other than 2, 4 and 8 are stored in 8.
+        block: weights that share a scale along the summed axis; None for one scale per output channel.
+        symmetric: the zero point is 0.
+        search: find each range by least squared error instead of the extremes.
+        smallest: layers with fewer weights stay in float: their scales would eat the gain.
+    """
+
+    bits: int = 8
+    block: int | None = None
+    symmetric: bool = True
+    search: bool = True
+    smallest: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise RecipeError(f"bits must be 2 to 8, got {self.bits}")
+        if self.block is not None and self.block < 1:
+            raise RecipeError(f"block must be at least 1, got {self.block}")
+
+    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:  # noqa: ARG002
+        """None: weights alone decide."""
+        return frozenset()
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Quantize the weights of the context's layers.
+
+        Raises:
+            DataError: a weight is NaN or infinite (the layer is named).
+        """
+        editor = Editor(model.edit())
+        notes: list[Note] = []
+        for layer in context.layers:
+            with at(f"layer {layer.name!r}"):
+                notes += self._quantize_layer(editor, layer)
+        editor.model.ir_version = max(editor.model.ir_version, 10)
+        return model.edited(editor.model, notes)
+
+    def _quantize_layer(self, editor: Editor, layer: Layer) -> list[Note]:
+        size = int(np.prod(layer.shape))
+        if size < self.smallest:
+            return [Note(layer.name, f"stays in float: only {size} weights")]
+        notes = []
+        for index, name in enumerate(layer.weights):
+            weight = editor.array(name).astype(np.float32, copy=False)
+            axis, block, reason = self._grouping(layer, weight.shape)
+            if reason:
+                notes.append(Note(layer.name, reason))
+            grid = Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
+            low, high = (
+                channel_mean_squared_error_range(weight, grid, axis=axis, block=block) if self.search else (None, None)
+            )
+            quantized = quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
+            if layer.operator == "Gather":
+                _put_table(editor, layer, quantized)
+            else:
+                put_codes(editor, layer, quantized, index)
+        return notes
+
+    def _grouping(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int | None, int | None, str | None]:
+        """Axis and block of the scales of a weight, and a note where blocks were asked for and cannot be."""
+        if layer.operator in {"LSTM", "GRU", "RNN"} and shape[0] > 1:
+            return None, None, "one scale for both directions: ONNX scales run along one axis"
+        if self.block is None:
+            return layer.output_axis, None, None
+        if layer.operator not in {"MatMul", "Gemm"}:
+            return layer.output_axis, None, f"a scale per channel, not per block: {layer.operator} has no blocked form"
+        axis = layer.input_axes[0]
+        if shape[axis] % self.block:
+            return layer.output_axis, None, f"a scale per channel: {shape[axis]} inputs are no multiple of {self.block}"
+        return axis, self.block, None
+
+
+def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0) -> None:
+    """Let a layer read ``DequantizeLinear(codes)`` in place of its weight.
+
+    The dequantized tensor takes over the weight's name when no other node reads the float weight.
+    """
+    name = layer.weights[index]
+    weight, node = editor.value(name), editor.node(layer.name)
+    inputs = [editor.constant(f"{name}.codes", quantized.codes), editor.constant(f"{name}.scale", quantized.scale)]
+    if not quantized.grid.symmetric or quantized.zero_point.any():
+        inputs.append(editor.constant(f"{name}.zero_point", quantized.zero_point))
+    attributes = {} if quantized.axis is None else {"axis": quantized.axis}
+    if quantized.block is not None:
+        attributes["block_size"] = quantized.block
+    dequantized = editor.insert(
+        "DequantizeLinear", inputs, f"{name}.dequantized", before=node, attributes=attributes
+    ).outputs[0]
+    dequantized.shape, dequantized.dtype = ir.Shape(list(quantized.codes.shape)), ir.DataType.FLOAT
+    set_input(node, weight, dequantized)
+    if not weight.uses():
+        editor.drop_constant(name)
+        editor.rename(dequantized, name)
+
+
+def _put_table(editor: Editor, layer: Layer, quantized: Quantized) -> None:
+    """Gather codes and scales of the rows that are looked up, then multiply: the table is never dequantized whole."""
+    name = layer.weight
+    weight, node = editor.value(name), editor.node(layer.name)
+    indices, output = node.inputs[1], node.outputs[0]
+    codes = editor.constant(f"{name}.codes", quantized.codes)
+    shape = [1] * quantized.codes.ndim
+    shape[layer.output_axis] = -1
+    scales = editor.constant(f"{name}.scale", quantized.scale.reshape(shape))
+    attributes = {"axis": layer.output_axis}
+    rows = editor.insert("Gather", [codes, indices], f"{layer.output}.codes", before=node, attributes=attributes)
+    factors = editor.insert("Gather", [scales, indices], f"{layer.output}.scale", before=node, attributes=attributes)
+    real = editor.insert("Cast", rows.outputs, f"{layer.output}.cast", before=node, attributes={"to": 1})
+    if not quantized.grid.symmetric:
+        zeros = editor.constant(f"{name}.zero_point", quantized.zero_point.astype(np.float32).reshape(shape))
+        offset = editor.insert("Gather", [zeros, indices], f"{layer.output}.zero", before=node, attributes=attributes)
+        real = editor.insert("Sub", [real.outputs[0], offset.outputs[0]], f"{layer.output}.moved", before=node)
+    product = editor.insert(
+        "Mul", [real.outputs[0], factors.outputs[0]], f"{layer.output}.product", before=node
+    ).outputs[0]
+    like(product, output)
+    _take_over(editor, node, product)
+    if not weight.uses():
+        editor.drop_constant(name)
+
+
+def _take_over(editor: Editor, node: ir.Node, result: ir.Value) -> None:
+    """Replace a node by the tensor that now holds its result, under the same name."""
+    output = node.outputs[0]
+    name = str(output.name)
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    editor.remove(node)
+    editor.rename(result, name)
