@@ -1,0 +1,1 @@
+"""Pure mathematics of compression on arrays: no graph, no file, no device."""
