@@ -26,12 +26,14 @@ class Placement:
     """Names of the nodes that compute on codes; per quantized tensor the nodes that read its codes; shared scales.
 
     ``everywhere`` are the tensors that exist as codes only: every reader, and the graph output, gets those.
+    ``operands`` are those read by a product of two activations.
     """
 
     nodes: frozenset[str]
     readers: dict[str, tuple[str, ...]]
     everywhere: frozenset[str]
     shares: dict[str, str]
+    operands: frozenset[str]
 
     def root(self, tensor: str) -> str:
         """The tensor whose scale this one uses."""
@@ -53,19 +55,21 @@ def place(model: Model, layers: Iterable[Layer], *, products: bool, outputs: boo
     chosen = {layer.name for layer in layers if layer.operator in STATIC}
     nodes = _trimmed(model.graph, _reached(model.graph, chosen, products=products), chosen)
     readers: dict[str, tuple[str, ...]] = {}
-    everywhere, shares = set(), {}
+    everywhere, operands, shares = set(), set(), {}
     for node in model.graph:
         if str(node.name) not in nodes:
             continue
         for value in _data_inputs(node):
             readers[str(value.name)] = tuple(sorted(_codes_readers(value, nodes)))
+            if node.op_type == "MatMul" and str(node.name) not in chosen:
+                operands.add(str(value.name))
         result = _result(node)
         if outputs and (node.op_type not in {"Gemm", "MatMul"} or _feeds(result, nodes)):
             everywhere.add(str(result.name))
             readers.setdefault(str(result.name), ())
         if node.op_type in PASSING and str(result.name) in readers:
             shares[str(result.name)] = str(_data_inputs(node)[0].name)
-    return Placement(frozenset(nodes), readers, frozenset(everywhere), shares)
+    return Placement(frozenset(nodes), readers, frozenset(everywhere), shares, frozenset(operands))
 
 
 def _reached(graph: ir.Graph, chosen: set[str], *, products: bool) -> set[str]:

@@ -38,7 +38,8 @@ class Quantize:
         per_channel: a scale per output channel of a weight, otherwise one for all.
         weight_search: find each weight range by least squared error instead of the largest magnitude.
         bias_correction: take the shift of the mean output, that rounding the weights causes, off the bias.
-        products: also quantize matrix products of two activations (attention).
+        products: also quantize matrix products of two activations (attention); operands of both signs are int8 with
+            zero point 0, since kernels take no offset on the right.
         outputs: quantize what layers give, not only what they take (see ``placement.place``).
     """
 
@@ -105,9 +106,11 @@ class Quantize:
 
     def _scales(self, placement: Placement, statistics: Statistics) -> dict[str, tuple[Floats, np.ndarray]]:
         """Scale and zero point of every tensor that has its own."""
-        grid, found = self._activation_grid, {}
+        found = {}
         for tensor in {placement.root(tensor) for tensor in placement.readers}:
             seen = statistics[tensor]
+            signed = tensor in placement.operands and seen.minimum < 0
+            grid = Grid(self.activation_bits) if signed else self._activation_grid
             with at(f"tensor {tensor!r}"):
                 low, high = (seen.minimum, seen.maximum)
                 if not isinstance(self.range, MinMax):

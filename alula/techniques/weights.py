@@ -77,6 +77,10 @@ class QuantizeWeights:
             )
             quantized = quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
             if layer.operator == "Gather":
+                if self.bits < 8 and not _packable(layer, quantized):
+                    notes.append(
+                        Note(layer.name, f"codes of {self.bits} bits are stored in 8: Gather takes no smaller type")
+                    )
                 _put_table(editor, layer, quantized)
             else:
                 put_codes(editor, layer, quantized, index)
@@ -104,7 +108,7 @@ def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0
     name = layer.weights[index]
     weight, node = editor.value(name), editor.node(layer.name)
     inputs = [editor.constant(f"{name}.codes", quantized.codes), editor.constant(f"{name}.scale", quantized.scale)]
-    if not quantized.grid.symmetric or quantized.zero_point.any():
+    if quantized.block is None or not quantized.grid.symmetric:  # ONNX Runtime fuses Gemm only with a zero point
         inputs.append(editor.constant(f"{name}.zero_point", quantized.zero_point))
     attributes = {} if quantized.axis is None else {"axis": quantized.axis}
     if quantized.block is not None:
@@ -123,26 +127,67 @@ def _put_table(editor: Editor, layer: Layer, quantized: Quantized) -> None:
     """Gather codes and scales of the rows that are looked up, then multiply: the table is never dequantized whole."""
     name = layer.weight
     weight, node = editor.value(name), editor.node(layer.name)
-    indices, output = node.inputs[1], node.outputs[0]
-    codes = editor.constant(f"{name}.codes", quantized.codes)
-    shape = [1] * quantized.codes.ndim
-    shape[layer.output_axis] = -1
-    scales = editor.constant(f"{name}.scale", quantized.scale.reshape(shape))
-    attributes = {"axis": layer.output_axis}
-    rows = editor.insert("Gather", [codes, indices], f"{layer.output}.codes", before=node, attributes=attributes)
-    factors = editor.insert("Gather", [scales, indices], f"{layer.output}.scale", before=node, attributes=attributes)
-    real = editor.insert("Cast", rows.outputs, f"{layer.output}.cast", before=node, attributes={"to": 1})
-    if not quantized.grid.symmetric:
-        zeros = editor.constant(f"{name}.zero_point", quantized.zero_point.astype(np.float32).reshape(shape))
-        offset = editor.insert("Gather", [zeros, indices], f"{layer.output}.zero", before=node, attributes=attributes)
-        real = editor.insert("Sub", [real.outputs[0], offset.outputs[0]], f"{layer.output}.moved", before=node)
-    product = editor.insert(
-        "Mul", [real.outputs[0], factors.outputs[0]], f"{layer.output}.product", before=node
-    ).outputs[0]
-    like(product, output)
+    rows = _looked_up_codes(editor, layer, quantized)  # integers that are `middle` above the codes
+    middle = 8 if _packable(layer, quantized) else 0
+    real = editor.insert("Cast", [rows], f"{layer.output}.cast", before=node, attributes={"to": 1}).outputs[0]
+    zeros = quantized.zero_point.astype(np.float32) + middle
+    if zeros.any():
+        offset = _looked_up(editor, layer, zeros, "zero_point")
+        real = editor.insert("Sub", [real, offset], f"{layer.output}.moved", before=node).outputs[0]
+    factors = _looked_up(editor, layer, quantized.scale, "scale")
+    product = editor.insert("Mul", [real, factors], f"{layer.output}.product", before=node).outputs[0]
+    like(product, node.outputs[0])
     _take_over(editor, node, product)
     if not weight.uses():
         editor.drop_constant(name)
+
+
+def _packable(layer: Layer, quantized: Quantized) -> bool:
+    """Whether two codes share a byte: Gather takes no 4-bit type, so they are packed by hand."""
+    shape = quantized.codes.shape
+    return quantized.grid.bits <= 4 and layer.output_axis == 0 and shape[-1] % 2 == 0
+
+
+def _looked_up_codes(editor: Editor, layer: Layer, quantized: Quantized) -> ir.Value:
+    """The codes of the rows that are looked up, as integers; packed ones are taken apart after the look-up."""
+    node, name = editor.node(layer.name), layer.weight
+    codes = quantized.codes.astype(np.int8)
+    attributes = {"axis": layer.output_axis}
+    if not _packable(layer, quantized):
+        table = editor.constant(f"{name}.codes", codes)
+        return editor.insert(
+            "Gather", [table, node.inputs[1]], f"{layer.output}.codes", before=node, attributes=attributes
+        ).outputs[0]
+    low, high = np.split((codes + 8).astype(np.uint8), 2, axis=-1)  # [..., D / 2] each
+    table = editor.constant(f"{name}.codes", low | (high << 4))
+    pairs = editor.insert(
+        "Gather", [table, node.inputs[1]], f"{layer.output}.pairs", before=node, attributes=attributes
+    ).outputs
+    mask, four = (
+        editor.constant(f"{name}.{key}", np.array(value, np.uint8)) for key, value in (("mask", 15), ("shift", 4))
+    )
+    first = editor.insert("BitwiseAnd", [*pairs, mask], f"{layer.output}.low", before=node).outputs
+    second = editor.insert(
+        "BitShift", [*pairs, four], f"{layer.output}.high", before=node, attributes={"direction": "RIGHT"}
+    ).outputs
+    return editor.insert(
+        "Concat", [*first, *second], f"{layer.output}.codes", before=node, attributes={"axis": -1}
+    ).outputs[0]
+
+
+def _looked_up(editor: Editor, layer: Layer, parameter: np.ndarray, what: str) -> ir.Value:
+    """The scale or zero point of the rows that are looked up, in a shape that broadcasts with them."""
+    shape = [1] * len(layer.shape)
+    shape[layer.output_axis] = -1
+    node = editor.node(layer.name)
+    table = editor.constant(f"{layer.weight}.{what}", parameter.astype(np.float32).reshape(shape))
+    return editor.insert(
+        "Gather",
+        [table, node.inputs[1]],
+        f"{layer.output}.{what}",
+        before=node,
+        attributes={"axis": layer.output_axis},
+    ).outputs[0]
 
 
 def _take_over(editor: Editor, node: ir.Node, result: ir.Value) -> None:

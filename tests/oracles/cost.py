@@ -4,7 +4,7 @@ from itertools import product
 
 
 def convolution_macs(made, weight):
-    """Every output element (batch, channel, *space) reads every element of its filter (channels of a group, *kernel)."""
+    """Every output element (batch, channel, *space) reads its whole filter (channels of a group, *kernel)."""
     count = 0
     for _ in product(*map(range, made)):
         for _ in product(*map(range, weight[1:])):
