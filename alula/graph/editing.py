@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class Editor:
         self._values = {str(value.name): value for value in self.graph.inputs}
         self._values.update({str(value.name): value for value in self.graph.initializers.values()})
         self._values.update({str(value.name): value for node in self.graph for value in node.outputs})
+        self._inner = {str(name) for body in self.graph.subgraphs() for name in _names(body)}
 
     def node(self, name: str) -> ir.Node:
         """The node of this name."""
@@ -45,13 +46,16 @@ class Editor:
     def fresh(self, name: str) -> str:
         """The name itself, or with a number if it is taken."""
         taken, number = name, 1
-        while taken in self._values or taken in self._nodes:
+        while taken in self._values or taken in self._nodes or taken in self._inner:
             number += 1
             taken = f"{name}_{number}"
         return taken
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A new initializer."""
+        """An initializer of this name and content: the one that is there already, or a new one."""
+        known = self.graph.initializers.get(name)
+        if known is not None and _holds(known.const_value, array):
+            return known
         name = self.fresh(name)
         tensor = ir.tensor(array, name=name)
         value = ir.Value(
@@ -62,17 +66,25 @@ class Editor:
         return value
 
     def replace_constant(self, name: str, array: np.ndarray) -> None:
-        """Give an initializer other values of the same shape."""
+        """Give an initializer other values, and their shape and type."""
         value = self.graph.initializers[name]
         value.const_value = ir.tensor(array, name=name)
         value.shape = ir.Shape(list(array.shape))
         value.dtype = value.const_value.dtype
 
-    def drop_constant(self, name: str) -> None:
-        """Remove an initializer that nothing uses any more; its name becomes free."""
-        if not self.graph.initializers[name].uses():
-            del self.graph.initializers[name]
-            del self._values[name]
+    def shared(self, name: str) -> bool:
+        """Whether more than one reader, or one and the graph's outputs, depend on a tensor."""
+        value = self.value(name)
+        return len(value.uses()) > 1 or bool(value.is_graph_output())
+
+    def drop_constant(self, name: str) -> bool:
+        """Remove an initializer that nothing uses any more; tells whether it went and its name became free."""
+        value = self.graph.initializers[name]
+        if value.uses() or value.is_graph_output():
+            return False
+        del self.graph.initializers[name]
+        del self._values[name]
+        return True
 
     def insert(
         self,
@@ -113,6 +125,21 @@ class Editor:
             self._values.pop(str(value.name), None)
         self._nodes.pop(str(node.name), None)
         self.graph.remove(node, safe=True)
+
+
+def _names(body: ir.Graph) -> Iterator[str | None]:
+    """Names of tensors and nodes of the body of an If, Loop or Scan: they must not be given again outside."""
+    yield from body.initializers
+    yield from (value.name for value in body.inputs)
+    for node in body:
+        yield node.name
+        yield from (value.name for value in node.outputs)
+
+
+def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
+    if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape) != array.shape:
+        return False
+    return bool(np.array_equal(tensor.numpy(), array))
 
 
 def like(value: ir.Value, other: ir.Value) -> None:

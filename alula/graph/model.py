@@ -186,12 +186,14 @@ class Model:
         The file appears whole or not at all.
 
         Raises:
-            StorageError: the disk is full or the folder cannot be written.
+            StorageError: the disk is full, the folder cannot be written, or the model would overwrite the file that
+                its own weights are read from.
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             if self.weight_bytes > PROTOBUF_LIMIT_BYTES:
+                self._refuse_to_overwrite(path.with_name(f"{path.name}.data"))
                 ir.save(self._ir.clone(), partial, format="protobuf", external_data=f"{path.name}.data")
             else:
                 partial.write_bytes(self.to_bytes())
@@ -203,6 +205,17 @@ class Model:
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+    def _refuse_to_overwrite(self, data: Path) -> None:
+        for value in self.graph.initializers.values():
+            if (
+                isinstance(value.const_value, ir.ExternalTensor)
+                and Path(value.const_value.path).resolve() == data.resolve()
+            ):
+                raise StorageError(
+                    f"cannot write {data}: its weights are read from {data.name}, which would be overwritten; "
+                    "choose another name"
+                )
 
     @cached_property
     def _runner(self) -> Runner:

@@ -89,10 +89,13 @@ class _Accumulator:
     def add(self, array: np.ndarray) -> None:
         if array.size == 0:
             return
-        array = array.astype(np.float32, copy=False)
-        total = float(array.sum(dtype=np.float64)) if array.size < SAMPLE_LIMIT else _total(array)
-        if not np.isfinite(total):
-            raise DataError(_nonfinite(self.request.tensor, array))
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+            total = float(array.sum(dtype=np.float64)) if array.size < SAMPLE_LIMIT else _total(array)
+        if not np.isfinite(total):  # as cheap a test as there is; sums of large float32 overflow too
+            if not np.isfinite(array).all():
+                raise DataError(_nonfinite(self.request.tensor, array))
+            total = float(array.sum(dtype=np.float64))
         self.count += array.size
         self.total += total
         self.minimum = min(self.minimum, float(array.min()))
@@ -110,14 +113,24 @@ class _Accumulator:
         self.histogram.add(flat[:: _stride(flat.size // rows)])
 
     def _add_channels(self, array: np.ndarray, axis: int) -> None:
+        if not -array.ndim <= axis < array.ndim:
+            raise ModelError(
+                f"tensor {self.request.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
+            )
         others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
         size = array.size // array.shape[axis]
         seen = {
             "minimum": array.min(axis=others),
             "maximum": array.max(axis=others),
-            "total": array.sum(axis=others, dtype=np.float32).astype(np.float64),
+            "total": _channel_totals(array, axis % array.ndim),
             "size": np.full(array.shape[axis], size, np.int64),
         }
+        known = self.channels.get("size", seen["size"])
+        if known.shape != seen["size"].shape:
+            raise DataError(
+                f"tensor {self.request.tensor!r} has {seen['size'].size} channels along axis {axis} now, it had "
+                f"{known.size} before; give calibration data of one kind"
+            )
         for key, join in (("minimum", np.minimum), ("maximum", np.maximum), ("total", np.add), ("size", np.add)):
             self.channels[key] = join(self.channels[key], seen[key]) if key in self.channels else seen[key]
 
@@ -154,8 +167,8 @@ class Collector:
         Raises:
             DataError: the feeds do not fit, or a requested tensor holds NaN or infinity (named).
         """
-        for name, array in feeds.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+        for name, array in feeds.items():  # an infinity may be meant where no one asks for the range: masks
+            if array.dtype.kind == "f" and np.isnan(array).any():
                 raise DataError(_nonfinite(f"input {name}", array))
         outputs = self._runner(feeds)
         for name, accumulator in self._accumulators.items():
@@ -187,6 +200,11 @@ def _merge(requests: Iterable[Request]) -> dict[str, Request]:
     merged: dict[str, Request] = {}
     for request in sorted(requests, key=lambda request: (request.tensor, request.channel_axis is None)):
         known = merged.get(request.tensor, request)
+        if None not in {known.channel_axis, request.channel_axis} and known.channel_axis != request.channel_axis:
+            raise ModelError(
+                f"channels of tensor {request.tensor!r} were asked for along axis {known.channel_axis} and along axis "
+                f"{request.channel_axis}; collect them apart"
+            )
         axis = known.channel_axis if known.channel_axis is not None else request.channel_axis
         merged[request.tensor] = Request(request.tensor, known.histogram or request.histogram, axis)
     return merged
@@ -201,12 +219,30 @@ def _exposing(model: Model, requests: Mapping[str, Request]) -> Model:
         if name in present:
             continue
         if name not in values:
-            raise ModelError(f"the graph has no tensor named {name!r}")
+            raise ModelError(_unknown(name, graph.graph))
         value = values[name]
         if value.dtype is None:
             value.dtype = ir.DataType.FLOAT
         graph.graph.outputs.append(value)
     return model.edited(graph)
+
+
+def _unknown(name: str, graph: ir.Graph) -> str:
+    inside = {str(value.name) for body in graph.subgraphs() for node in body for value in node.outputs}
+    if name in inside:
+        return f"tensor {name!r} lies in a body of If, Loop or Scan, which is not looked into; ask for one outside"
+    if name in graph.initializers:
+        return f"{name!r} is an initializer: its values are known without calibration"
+    return f"the graph has no tensor named {name!r}"
+
+
+def _channel_totals(array: np.ndarray, axis: int) -> np.ndarray:  # [..., C, ...] -> [C]
+    """Sums in float32 over the inner axes, which numpy does pairwise, then in float64 over the outer ones."""
+    with np.errstate(over="ignore"):
+        inner = array.sum(axis=tuple(range(axis + 1, array.ndim)))  # [..., C]
+    if not np.isfinite(inner).all():
+        inner = array.sum(axis=tuple(range(axis + 1, array.ndim)), dtype=np.float64)
+    return np.asarray(inner.sum(axis=tuple(range(axis)), dtype=np.float64))
 
 
 def _stride(size: int) -> int:

@@ -15,7 +15,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
 from alula.numerics.grids import Grid
 from alula.numerics.grids import quantize as quantize_array
-from alula.techniques.technique import Context
+from alula.techniques.technique import Context, other_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,10 @@ class QuantizeDynamic:
                 self._quantize_layer(editor, layer, ranges)
             done += 1
         if not done:
+            reasons = "; ".join(map(str, notes[:3]))
             raise RecipeError(
-                f"dynamic quantization knows MatMul and Gemm; none of the {len(context.layers)} layers is one"
+                f"dynamic quantization knows MatMul and Gemm in float32; none of the {len(context.layers)} layers is "
+                "one" + (f" ({reasons})" if reasons else "")
             )
         return model.edited(editor.model, notes)
 
@@ -73,7 +75,7 @@ class QuantizeDynamic:
         quantized = quantize_array(weight, Grid(self.weight_bits, narrow=True), axis=axis)
         node, name = editor.node(layer.name), layer.weight
         dynamic = _quantized_input(editor, layer, ranges)
-        codes = editor.constant(f"{name}.codes", quantized.codes)
+        codes = editor.constant(f"{name}.codes", quantized.codes.astype(np.int8))  # MatMulInteger takes no int4
         scale = editor.constant(f"{name}.scale", quantized.scale)
         sums = editor.insert(
             "MatMulInteger", [dynamic.outputs[0], codes, dynamic.outputs[2]], f"{layer.output}.sums", before=node
@@ -84,14 +86,15 @@ class QuantizeDynamic:
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             result = editor.insert("Add", [result.outputs[0], node.inputs[2]], f"{layer.output}.biased", before=node)
         _finish(editor, node, result.outputs[0])
-        if not editor.value(name).uses():
-            editor.drop_constant(name)
+        editor.drop_constant(name)
 
 
 def _obstacle(editor: Editor, layer: Layer) -> str | None:
     """Why a layer cannot be computed with dynamic integers, or None."""
     if layer.operator not in {"MatMul", "Gemm"}:
         return f"dynamic integers are slow or missing for {layer.operator}"
+    if reason := other_type(editor.graph, layer):
+        return reason
     node = editor.node(layer.name)
     if layer.operator == "Gemm" and any(float(node.attributes.get_float(key, 1.0)) != 1.0 for key in ("alpha", "beta")):
         return "its alpha or beta is not 1"

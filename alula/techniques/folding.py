@@ -59,8 +59,19 @@ def _obstacle(editor: Editor, node: ir.Node, layers: dict[str, Layer]) -> str | 
         return "its parameters are computed, not constant"
     if int(node.attributes.get_int("training_mode", 0)):
         return "it is in training mode"
-    if len(editor.value(layer.weight).uses()) > 1:
-        return "the layer's weight is shared with another layer"
+    if editor.shared(layer.weight):
+        return "the layer's weight is read by something else too"
+    return _bias_obstacle(editor, editor.node(layer.name), layer, channels=editor.array(str(node.inputs[1].name)).size)  # type: ignore[union-attr]
+
+
+def _bias_obstacle(editor: Editor, node: ir.Node, layer: Layer, *, channels: int) -> str | None:
+    """Why the layer's bias cannot take up the shift of a normalisation, or None."""
+    if layer.bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return "the layer's bias is computed, not constant"
+    if float(node.attributes.get_float("beta", 1.0)) != 1.0:
+        return "the layer's beta is not 1"
+    if layer.bias is not None and editor.array(layer.bias).size not in {1, channels}:
+        return "the layer's bias is not one number per channel"
     return None
 
 
@@ -70,7 +81,7 @@ def _fold(editor: Editor, normalisation: ir.Node, layer: Layer) -> None:
     channel_axis = layer.output_axis if layer.operator != "ConvTranspose" else 1
     weight, bias = fold_batch_norm(
         editor.array(layer.weight),
-        None if layer.bias is None else np.broadcast_to(editor.array(layer.bias), scale.shape),
+        None if layer.bias is None else np.broadcast_to(editor.array(layer.bias).ravel(), scale.shape),
         scale=scale,
         offset=offset,
         mean=mean,
@@ -90,7 +101,7 @@ def _fold(editor: Editor, normalisation: ir.Node, layer: Layer) -> None:
 
 def set_bias(editor: Editor, node: ir.Node, layer: Layer, bias: np.ndarray) -> None:
     """Give a Conv, ConvTranspose or Gemm this bias, leaving a bias that is shared with other nodes alone."""
-    if layer.bias is not None and len(editor.value(layer.bias).uses()) == 1:
+    if layer.bias is not None and not editor.shared(layer.bias):
         editor.replace_constant(layer.bias, bias)
         return
     value = editor.constant(f"{layer.weight.removesuffix('.weight')}.bias", bias)

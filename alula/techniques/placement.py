@@ -67,8 +67,9 @@ def place(model: Model, layers: Iterable[Layer], *, products: bool, outputs: boo
         if outputs and (node.op_type not in {"Gemm", "MatMul"} or _feeds(result, nodes)):
             everywhere.add(str(result.name))
             readers.setdefault(str(result.name), ())
-        if node.op_type in PASSING and str(result.name) in readers:
+        if node.op_type in PASSING:
             shares[str(result.name)] = str(_data_inputs(node)[0].name)
+    shares = {tensor: source for tensor, source in shares.items() if tensor in readers}
     return Placement(frozenset(nodes), readers, frozenset(everywhere), shares, frozenset(operands))
 
 
@@ -79,7 +80,7 @@ def _reached(graph: ir.Graph, chosen: set[str], *, products: bool) -> set[str]:
     for node in graph:
         inputs = _data_inputs(node)
         follows = node.op_type in PASSING | JOINING and bool(inputs) and all(value in carried for value in inputs)
-        product = products and node.op_type == "MatMul" and len(inputs) == 2
+        product = products and node.op_type == "MatMul" and len(inputs) == 2 and all(map(_is_float32, inputs))
         if str(node.name) in chosen or (follows and _plain(node)) or product:
             nodes.add(str(node.name))
             carried.add(_result(node))
@@ -98,12 +99,12 @@ def _trimmed(graph: ir.Graph, nodes: set[str], chosen: set[str]) -> set[str]:
 
 
 def _feeds(value: ir.Value, nodes: set[str]) -> bool:
-    return any(str(use.node.name) in nodes for use in value.uses())
+    return bool(_codes_readers(value, nodes))
 
 
 def _plain(node: ir.Node) -> bool:
     """Whether all inputs of a joining node are activations; a constant operand would need a scale of its own."""
-    return node.op_type != "Add" or len(_data_inputs(node)) == 2
+    return node.op_type not in {"Add", "Concat"} or len(_data_inputs(node)) == len(node.inputs)
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value]:
@@ -121,8 +122,15 @@ def _result(node: ir.Node) -> ir.Value:
         return output
     follower = uses[0].node
     constant = all(value is None or value.is_initializer() for value in follower.inputs[1:])
-    return follower.outputs[0] if follower.op_type in ABSORBED and constant else output
+    absorbed = follower.op_type in ABSORBED and constant and follower.graph is node.graph
+    return follower.outputs[0] if absorbed else output
 
 
 def _codes_readers(value: ir.Value, nodes: set[str]) -> set[str]:
-    return {str(use.node.name) for use in value.uses() if str(use.node.name) in nodes}
+    """Those of the nodes that read the value; bodies of If and Loop, which may use the same names, do not count."""
+    readers = {str(use.node.name) for use in value.uses() if use.node.graph is value.graph}
+    return readers & nodes
+
+
+def _is_float32(value: ir.Value) -> bool:
+    return value.dtype in {None, ir.DataType.FLOAT}

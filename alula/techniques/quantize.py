@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -14,15 +15,20 @@ from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request, Statistics
 from alula.numerics.correction import expected_error_bias
-from alula.numerics.grids import Floats, Grid, Quantized, codes_from, scale_and_zero_point
+from alula.numerics.grids import Floats, Grid, Quantized, codes_from, finite_float32, scale_and_zero_point
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
 from alula.techniques.folding import set_bias
 from alula.techniques.placement import STATIC, Placement, place
-from alula.techniques.technique import Context
+from alula.techniques.smoothing import Readers, factors_for, scale_rows, smoothable, smoothed_range
+from alula.techniques.technique import Context, other_type
 from alula.techniques.weights import put_codes
 
+Parameters: TypeAlias = tuple[Floats, np.ndarray]  # scale and zero point, both of shape ()
+
 _BIAS_LIMIT = 2.0**30  # codes of a bias are int32; half of its range leaves room for the sum it starts
+_LARGEST_SCALE = 1e36  # times the largest code is still a float32
+_NORMAL = float(np.finfo(np.float32).tiny)  # runtimes flush smaller scales to 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +37,15 @@ class Quantize:
 
     Attributes:
         weight_bits: 2 to 8; symmetric codes around 0, per output channel if ``per_channel``.
-        activation_bits: 2 to 8, or 16; one scale per tensor.
+        activation_bits: 4, 8 or 16, the widths that QuantizeLinear saturates at; one scale per tensor.
         activation_signed: int8 instead of uint8. On x86 the pair uint8 x int8 runs up to 4x as fast.
         activation_symmetric: the zero point is the middle code.
         range: how the range of an activation is found: MinMax, Percentile, MeanSquaredError or Entropy.
         per_channel: a scale per output channel of a weight, otherwise one for all.
         weight_search: find each weight range by least squared error instead of the largest magnitude.
         bias_correction: take the shift of the mean output, that rounding the weights causes, off the bias.
+        smoothing: move outlier channels of what MatMul and Gemm read into their weights: 0 leaves all to the
+            activation, 1 all to the weight (SmoothQuant, Xiao et al. 2022); None does not. Costs a multiplication.
         products: also quantize matrix products of two activations (attention); operands of both signs are int8 with
             zero point 0, since kernels take no offset on the right.
         outputs: quantize what layers give, not only what they take (see ``placement.place``).
@@ -51,24 +59,31 @@ class Quantize:
     per_channel: bool = True
     weight_search: bool = False
     bias_correction: bool = True
+    smoothing: float | None = None
     products: bool = False
     outputs: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
             raise RecipeError(f"weight_bits must be 2 to 8, got {self.weight_bits}")
-        if self.activation_bits != 16 and not 2 <= self.activation_bits <= 8:
-            raise RecipeError(f"activation_bits must be 2 to 8, or 16, got {self.activation_bits}")
+        if self.activation_bits not in {4, 8, 16}:
+            raise RecipeError(f"activation_bits must be 4, 8 or 16, got {self.activation_bits}")
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
+            raise RecipeError(f"smoothing must be 0 to 1, or None, got {self.smoothing}")
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:
         """Ranges of the tensors to quantize, and the mean of each input channel where biases are corrected."""
+        layers = [layer for layer in layers if _obstacle(model, layer) is None]
         placement = self._place(model, layers)
         histogram = not isinstance(self.range, MinMax)
         ranges = {Request(placement.root(tensor), histogram) for tensor in placement.readers}
+        if self.smoothing is not None:
+            ranges |= {Request(tensor, channel_axis=-1) for tensor in smoothable(placement, layers)}
         if not self.bias_correction:
             return frozenset(ranges)
-        corrected = [layer for layer in layers if layer.operator in {"Conv", "Gemm"}]
-        return frozenset(ranges | {Request(layer.input, channel_axis=1) for layer in corrected})
+        nodes = {str(node.name): node for node in model.graph}
+        corrected = [layer for layer in layers if _takes_bias(nodes[layer.name], layer)]
+        return frozenset(ranges | {Request(layer.input, channel_axis=_channel_axis(layer)) for layer in corrected})
 
     def apply(self, model: Model, context: Context) -> Model:
         """Quantize the layers of the context.
@@ -77,24 +92,28 @@ class Quantize:
             RecipeError: none of them can be computed in integers.
             DataError: a weight is NaN or infinite (the layer is named).
         """
-        placement = self._place(model, context.layers)
+        obstacles = {layer: reason for layer in context.layers if (reason := _obstacle(model, layer))}
+        layers = [layer for layer in context.layers if layer not in obstacles]
+        placement = self._place(model, layers)
         if not placement.nodes:
-            raise RecipeError(
-                f"static quantization knows {sorted(STATIC)}; none of the {len(context.layers)} layers is one"
-            )
+            raise RecipeError(_nothing_to_do(obstacles))
         editor = Editor(model.edit())
-        scales = self._scales(placement, context.statistics)
-        notes = []
-        for layer in context.layers:
-            if layer.operator not in STATIC:
-                notes.append(
-                    Note(layer.name, f"{layer.operator} stays in float: no integer kernel computes it statically")
-                )
-                continue
+        known = {tensor: pair for tensor in placement.readers if (pair := _parameters_of(editor, tensor)) is not None}
+        factors = self._factors(editor, smoothable(placement, layers, known), context.statistics)
+        ranges = {tensor: smoothed_range(tensor, by, context.statistics) for tensor, by in factors.items()}
+        scales = self._scales(placement, context.statistics, known, ranges)
+        for layer in layers:
             with at(f"layer {layer.name!r}"):
+                if layer.input in factors:
+                    scale_rows(editor, layer, factors[layer.input])
                 self._quantize_layer(editor, layer, scales[placement.root(layer.input)][0], context.statistics)
         for tensor in placement.readers:
-            _insert_pair(editor, tensor, scales[placement.root(tensor)], placement)
+            if tensor not in known:
+                _insert_pair(editor, tensor, scales[placement.root(tensor)], placement, factors.get(tensor))
+        notes = [Note(layer.name, f"stays in float: {reason}") for layer, reason in obstacles.items()]
+        if self.per_channel:
+            notes += [Note(layer.name, "one scale for all matrices: no kernel takes more") for layer in layers
+                      if _is_stack(layer)]  # fmt: skip
         return model.edited(_current(editor.model), notes)
 
     def _place(self, model: Model, layers: Sequence[Layer]) -> Placement:
@@ -104,58 +123,106 @@ class Quantize:
     def _activation_grid(self) -> Grid:
         return Grid(self.activation_bits, signed=self.activation_signed, symmetric=self.activation_symmetric)
 
-    def _scales(self, placement: Placement, statistics: Statistics) -> dict[str, tuple[Floats, np.ndarray]]:
-        """Scale and zero point of every tensor that has its own."""
-        found = {}
-        for tensor in {placement.root(tensor) for tensor in placement.readers}:
+    def _factors(self, editor: Editor, readers: Readers, statistics: Statistics) -> dict[str, np.ndarray]:
+        return {} if self.smoothing is None else factors_for(editor, readers, statistics, self.smoothing)
+
+    def _scales(
+        self,
+        placement: Placement,
+        statistics: Statistics,
+        known: Mapping[str, Parameters],
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> dict[str, Parameters]:
+        """Scale and zero point of every tensor that has its own.
+
+        Those in ``known`` are quantized already; ``ranges`` are those found otherwise than from the statistics alone.
+        """
+        found = dict(known)
+        for tensor in sorted({placement.root(tensor) for tensor in placement.readers} - set(known)):
             seen = statistics[tensor]
             signed = tensor in placement.operands and seen.minimum < 0
             grid = Grid(self.activation_bits) if signed else self._activation_grid
             with at(f"tensor {tensor!r}"):
-                low, high = (seen.minimum, seen.maximum)
-                if not isinstance(self.range, MinMax):
+                low, high = ranges.get(tensor, (seen.minimum, seen.maximum))
+                if tensor not in ranges and not isinstance(self.range, MinMax):
                     low, high = self.range.range(*seen.sample(), grid)
                 found[tensor] = scale_and_zero_point(low, high, grid)
         return found
 
     def _quantize_layer(self, editor: Editor, layer: Layer, input_scale: Floats, statistics: Statistics) -> None:
-        weight = editor.array(layer.weight).astype(np.float32, copy=False)
-        bias = None if layer.bias is None else editor.array(layer.bias).astype(np.float32)
+        weight, node = editor.array(layer.weight), editor.node(layer.name)
+        takes_bias = _takes_bias(node, layer)
+        bias = finite_float32(editor.array(layer.bias)) if takes_bias and layer.bias is not None else None
         quantized = self._quantize_weight(weight, layer, bias, input_scale)
-        node = editor.node(layer.name)
-        channels = None if layer.input not in statistics else statistics[layer.input].channel_mean
-        if self.bias_correction and channels is not None and layer.operator in {"Conv", "Gemm"}:
+        source = _source(editor, layer.input)
+        channels = statistics[source].channel_mean if source in statistics else None
+        if self.bias_correction and takes_bias and channels is not None:
             error = quantized.dequantize() - weight
             error = error if layer.output_axis == 0 else np.moveaxis(error, layer.output_axis, 0)
             shift = expected_error_bias(error, channels, groups=layer.groups)
             if bias is not None or np.abs(shift).max(initial=0.0) > 0:
                 bias = (np.zeros_like(shift) if bias is None else bias) - shift * _alpha(node)
         put_codes(editor, layer, quantized)
-        if bias is not None and layer.operator in {"Conv", "Gemm"}:
+        if bias is not None:
             _quantize_bias(editor, layer, bias, quantized, input_scale)
 
     def _quantize_weight(
         self, weight: np.ndarray, layer: Layer, bias: np.ndarray | None, input_scale: Floats
     ) -> Quantized:
         grid = Grid(self.weight_bits, signed=True, symmetric=True, narrow=True)
-        axis = layer.output_axis if self.per_channel and weight.ndim == len(layer.shape) else None
+        axis = layer.output_axis if self.per_channel and not _is_stack(layer) else None
         low, high = None, None
         if self.weight_search:
             low, high = channel_mean_squared_error_range(weight, grid, axis=axis)
         quantized = quantize_array(weight, grid, axis=axis, minimum=low, maximum=high)
         if bias is None or bias.size == 0:
             return quantized
-        widest = np.abs(bias) if axis is not None and bias.size == quantized.scale.size else np.abs(bias).max()
-        least = (widest / (_BIAS_LIMIT * input_scale)).astype(np.float32)  # a smaller scale would overflow the bias
-        if (least <= quantized.scale).all():
+        widest = np.abs(bias.ravel()) if axis is not None and bias.size == quantized.scale.size else np.abs(bias).max()
+        least = np.broadcast_to(widest / (_BIAS_LIMIT * np.float64(input_scale)), quantized.scale.shape)
+        fits = least <= quantized.scale  # where it does not, the codes of the bias would overflow
+        if fits.all() or least.max() > _LARGEST_SCALE:
             return quantized
-        scale = np.maximum(quantized.scale, least.reshape(quantized.scale.shape))
+        scale = np.where(fits, quantized.scale, least).astype(np.float32)
         codes = codes_from(weight, scale, quantized.zero_point, grid, axis=axis)
         return Quantized(codes, scale, quantized.zero_point, axis, None, grid)
 
 
+def _obstacle(model: Model, layer: Layer) -> str | None:
+    """Why a layer cannot be computed in integers with fixed ranges, or None."""
+    if layer.operator not in STATIC:
+        return f"no integer kernel computes {layer.operator} statically"
+    if layer.input in model.graph.initializers:
+        return "its input is a constant"
+    return other_type(model.graph, layer)
+
+
+def _is_stack(layer: Layer) -> bool:
+    """Whether the weight of a MatMul is more than one matrix: ONNX Runtime refuses a scale per column then."""
+    return layer.operator == "MatMul" and len(layer.shape) > 2
+
+
+def _nothing_to_do(obstacles: Mapping[Layer, str]) -> str:
+    reasons = "; ".join(f"{layer.name}: {reason}" for layer, reason in list(obstacles.items())[:3])
+    return (
+        f"static quantization knows {', '.join(sorted(STATIC))} in float32; none of the {len(obstacles)} layers is one"
+        + (f" ({reasons})" if reasons else "")
+    )
+
+
+def _channel_axis(layer: Layer) -> int:
+    """The axis of a layer's input that runs over channels."""
+    return 1 if layer.operator == "Conv" else -1
+
+
+def _takes_bias(node: ir.Node, layer: Layer) -> bool:
+    """Whether the layer has a constant bias that counts, or may be given one."""
+    computed = layer.bias is None and len(node.inputs) > 2 and node.inputs[2] is not None
+    counts = float(node.attributes.get_float("beta", 1.0)) != 0.0
+    return layer.operator in {"Conv", "Gemm"} and counts and not computed
+
+
 def _alpha(node: ir.Node) -> float:
-    """Factor of a Gemm's product."""
+    """What the product of a Gemm weighs, as a multiple of its bias."""
     return float(node.attributes.get_float("alpha", 1.0)) / float(node.attributes.get_float("beta", 1.0))
 
 
@@ -163,11 +230,11 @@ def _quantize_bias(editor: Editor, layer: Layer, bias: np.ndarray, quantized: Qu
     """The bias as int32 on the grid of the sums it joins: scale = scale of input x scale of weight."""
     node = editor.node(layer.name)
     scale = (input_scale * quantized.scale).astype(np.float32)
-    joins = _alpha(node) == 1.0 and bias.ndim == 1 and scale.size in {1, bias.size} and float(scale.min()) > 0
-    if not joins:
+    joins = _alpha(node) == 1.0 and bias.ndim == 1 and scale.size in {1, bias.size} and float(scale.min()) >= _NORMAL
+    if not joins or (np.abs(bias) > scale * float(2**31 - 1)).any():
         set_bias(editor, node, layer, bias.astype(np.float32))
         return
-    codes = np.clip(np.rint(bias / scale), -(2**31), 2**31 - 1).astype(np.int32)
+    codes = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
     base = layer.bias or f"{layer.weight.removesuffix('.weight')}.bias"
     inputs = [editor.constant(f"{base}.codes", codes), editor.constant(f"{base}.scale", scale)]
     dequantized = editor.insert("DequantizeLinear", inputs, f"{base}.dequantized", before=node, attributes={"axis": 0})
@@ -178,7 +245,33 @@ def _quantize_bias(editor: Editor, layer: Layer, bias: np.ndarray, quantized: Qu
         editor.drop_constant(layer.bias)
 
 
-def _insert_pair(editor: Editor, tensor: str, parameters: tuple[Floats, np.ndarray], placement: Placement) -> None:
+def _pair_behind(editor: Editor, tensor: str) -> tuple[ir.Node, ir.Node] | None:
+    """The QuantizeLinear and DequantizeLinear that an earlier step left behind a tensor, given what comes after."""
+    real = editor.value(tensor).producer()
+    coded = real.inputs[0].producer() if real is not None and real.op_type == "DequantizeLinear" else None  # type: ignore[union-attr]
+    return (coded, real) if real is not None and coded is not None and coded.op_type == "QuantizeLinear" else None
+
+
+def _parameters_of(editor: Editor, tensor: str) -> Parameters | None:
+    """Scale and zero point of a tensor that an earlier step quantized."""
+    pair = _pair_behind(editor, tensor)
+    if pair is None:
+        return None
+    scale, zero_point = (editor.array(str(value.name)) for value in pair[1].inputs[1:3])  # type: ignore[union-attr]
+    return scale, zero_point
+
+
+def _source(editor: Editor, tensor: str) -> str:
+    """The name that statistics know a tensor by, which an earlier step may have quantized."""
+    pair = _pair_behind(editor, tensor)
+    if pair is None or not tensor.endswith(".dequantized"):
+        return tensor  # an output of the graph kept its name
+    return str(pair[0].inputs[0].name)  # type: ignore[union-attr]
+
+
+def _insert_pair(
+    editor: Editor, tensor: str, parameters: Parameters, placement: Placement, factors: np.ndarray | None
+) -> None:
     """QuantizeLinear and DequantizeLinear behind a tensor, for those that read its codes."""
     value = editor.value(tensor)
     readers = [use.node for use in value.uses()]
@@ -189,8 +282,12 @@ def _insert_pair(editor: Editor, tensor: str, parameters: tuple[Floats, np.ndarr
         editor.constant(f"{tensor}.scale", parameters[0]),
         editor.constant(f"{tensor}.zero_point", parameters[1]),
     ]
-    producer = value.producer()
-    coded = editor.insert("QuantizeLinear", [value, *constants], f"{tensor}.codes", after=producer)
+    source, producer = value, value.producer()
+    if factors is not None:
+        shrink = editor.constant(f"{tensor}.smoothing", (1.0 / factors).astype(np.float32))
+        producer = editor.insert("Mul", [value, shrink], f"{tensor}.smooth", after=producer)
+        source = producer.outputs[0]
+    coded = editor.insert("QuantizeLinear", [source, *constants], f"{tensor}.codes", after=producer)
     real = editor.insert("DequantizeLinear", [coded.outputs[0], *constants], f"{tensor}.dequantized", after=coded)
     for node in readers:
         set_input(node, value, real.outputs[0])

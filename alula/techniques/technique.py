@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import onnx_ir as ir
 
 from alula.graph.layers import Layer
 from alula.graph.model import Model
@@ -17,6 +19,30 @@ class Context:
 
     layers: tuple[Layer, ...]
     statistics: Statistics = field(default_factory=Statistics)
+
+
+def other_type(graph: ir.Graph, layer: Layer) -> str | None:
+    """Why a layer cannot be treated that does not compute in float32, or None."""
+    dtype = graph.initializers[layer.weight].dtype
+    if dtype in {None, ir.DataType.FLOAT}:
+        return None
+    return f"its weights are {dtype.name.lower()}, only float32 is quantized; convert the model to float32 first"
+
+
+def other_readers(graph: ir.Graph, layers: Iterable[Layer], name: str) -> str | None:
+    """Who else needs a weight in float, so that it would be in the file twice, or None.
+
+    Args:
+        graph: the graph.
+        layers: those to be treated.
+        name: the weight, an initializer.
+    """
+    value, treated = graph.initializers[name], {layer.name for layer in layers}
+    if value.is_graph_output():
+        return "it is an output of the graph too"
+    others = {use.node for use in value.uses() if use.node.graph is not graph or use.node.name not in treated}
+    names = sorted(str(node.name or node.op_type) for node in others)
+    return f"it is shared with {', '.join(names[:3])}, which is not to be treated" if names else None
 
 
 class Technique(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from alula.graph.statistics import Request
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
-from alula.techniques.technique import Context
+from alula.techniques.technique import Context, other_readers, other_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class QuantizeWeights:
     """Weights as integers, everything else in float.
 
     Attributes:
-        bits: 2 to 8. Widths other than 2, 4 and 8 are stored in 8.
+        bits: 2 to 8; stored in 4 or 8. (ONNX has 2-bit types from opset 25 on, and OpenVINO reads none of them.)
         block: weights that share a scale along the summed axis; None for one scale per output channel.
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
@@ -57,14 +58,20 @@ class QuantizeWeights:
         notes: list[Note] = []
         for layer in context.layers:
             with at(f"layer {layer.name!r}"):
-                notes += self._quantize_layer(editor, layer)
+                reason = self._obstacle(model, layer, context.layers)
+                notes += [Note(layer.name, f"stays in float: {reason}")] if reason else self._quantize_layer(editor, layer)
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
 
-    def _quantize_layer(self, editor: Editor, layer: Layer) -> list[Note]:
+    def _obstacle(self, model: Model, layer: Layer, layers: Sequence[Layer]) -> str | None:
+        """Why nothing is gained from this layer, or None."""
         size = int(np.prod(layer.shape))
         if size < self.smallest:
-            return [Note(layer.name, f"stays in float: only {size} weights")]
+            return f"only {size} weights"
+        shared = (other_readers(model.graph, layers, name) for name in layer.weights)
+        return other_type(model.graph, layer) or next((f"of its weight, {reason}" for reason in shared if reason), None)
+
+    def _quantize_layer(self, editor: Editor, layer: Layer) -> list[Note]:
         notes = []
         for index, name in enumerate(layer.weights):
             weight = editor.array(name).astype(np.float32, copy=False)
@@ -107,9 +114,10 @@ def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0
     """
     name = layer.weights[index]
     weight, node = editor.value(name), editor.node(layer.name)
-    inputs = [editor.constant(f"{name}.codes", quantized.codes), editor.constant(f"{name}.scale", quantized.scale)]
+    codes, zero_point = _widened(quantized.codes), _widened(quantized.zero_point)
+    inputs = [editor.constant(f"{name}.codes", codes), editor.constant(f"{name}.scale", quantized.scale)]
     if quantized.block is None or not quantized.grid.symmetric:  # ONNX Runtime fuses Gemm only with a zero point
-        inputs.append(editor.constant(f"{name}.zero_point", quantized.zero_point))
+        inputs.append(editor.constant(f"{name}.zero_point", zero_point))
     attributes = {} if quantized.axis is None else {"axis": quantized.axis}
     if quantized.block is not None:
         attributes["block_size"] = quantized.block
@@ -118,15 +126,18 @@ def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0
     ).outputs[0]
     dequantized.shape, dequantized.dtype = ir.Shape(list(quantized.codes.shape)), ir.DataType.FLOAT
     set_input(node, weight, dequantized)
-    if not weight.uses():
-        editor.drop_constant(name)
+    if editor.drop_constant(name):
         editor.rename(dequantized, name)
+
+
+def _widened(codes: np.ndarray) -> np.ndarray:
+    """Codes of 2 and 3 bits in 4, which every runtime reads; others as they are."""
+    return codes.astype(ml_dtypes.int4) if codes.dtype == ml_dtypes.int2 else codes
 
 
 def _put_table(editor: Editor, layer: Layer, quantized: Quantized) -> None:
     """Gather codes and scales of the rows that are looked up, then multiply: the table is never dequantized whole."""
-    name = layer.weight
-    weight, node = editor.value(name), editor.node(layer.name)
+    name, node = layer.weight, editor.node(layer.name)
     rows = _looked_up_codes(editor, layer, quantized)  # integers that are `middle` above the codes
     middle = 8 if _packable(layer, quantized) else 0
     real = editor.insert("Cast", [rows], f"{layer.output}.cast", before=node, attributes={"to": 1}).outputs[0]
@@ -138,8 +149,7 @@ def _put_table(editor: Editor, layer: Layer, quantized: Quantized) -> None:
     product = editor.insert("Mul", [real, factors], f"{layer.output}.product", before=node).outputs[0]
     like(product, node.outputs[0])
     _take_over(editor, node, product)
-    if not weight.uses():
-        editor.drop_constant(name)
+    editor.drop_constant(name)
 
 
 def _packable(layer: Layer, quantized: Quantized) -> bool:

@@ -46,7 +46,7 @@ def classification(n=600, seed=0, outlier=1.0, noise=0.1) -> Task:
 
 
 def fake_measure(target, contenders, trace, *, seconds=0.0, seed=0, memory=True):
-    """What ``alula.measurement.measure`` gives, for a machine whose time is the size of the file: no clock, no noise."""
+    """What ``alula.measurement.measure`` gives, for a machine whose time is the size of the file."""
     sizes = {name: sum(one.size_bytes for one in parts.values()) for name, parts in contenders.items()}
     base = next(iter(sizes.values()))
     return {

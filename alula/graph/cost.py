@@ -1,0 +1,182 @@
+"""What a graph costs: parameters, bytes, multiply-accumulates, activation memory; counted, not measured.
+
+==========  ==================================================================================
+one MAC     one multiplication and one addition
+Conv        positions of the output x output channels x (input channels / groups) x kernel
+transposed  positions of the input x input channels x (output channels / groups) x kernel
+MatMul      elements of the output x length of the summed axis
+LSTM, GRU   steps x batch x (elements of W + elements of R), all directions
+Gather      0
+==========  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from alula.graph.layers import RECURRENT, Layer
+from alula.graph.model import Model
+from alula.graph.shapes import Shape, infer_shapes
+
+_VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})  # give the memory they are given
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Cost of one layer; ``macs`` and ``activation_bytes`` (its input and output) are None where shapes are unknown."""
+
+    name: str
+    operator: str
+    parameters: int
+    weight_bytes: int
+    macs: int | None
+    activation_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a graph for inputs of given shapes; weights that several layers share count once.
+
+    ``parameters`` are the elements of all floating-point initializers of at least one axis; ``macs`` those of layers,
+    ``other_macs`` those of products without weights (attention); ``peak_activation_bytes`` the most that inputs,
+    outputs and intermediate tensors need at any one node, each freed after its last reader. ``unknown`` names the
+    tensors that are missing from the sums because their shape cannot be told before running.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    weight_bytes: int
+    macs: int
+    other_macs: int
+    peak_activation_bytes: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates with weights and without."""
+        return self.macs + self.other_macs
+
+    def layer(self, name: str) -> LayerCost:
+        """The cost of the layer of this name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+def measure_cost(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Cost:
+    """Count what one run of the graph costs.
+
+    Args:
+        model: the graph.
+        input_shapes: shapes of its inputs by name; free axes that are not given have length 1.
+
+    Raises:
+        DataError: an input is unknown, or its shape does not fit the graph.
+    """
+    shapes = infer_shapes(model, input_shapes)
+    layers = tuple(_layer_cost(model, layer, shapes) for layer in model.layers())
+    weighted = {layer.name for layer in model.layers()}
+    others = [_product_macs(node, shapes) for node in model.graph if node.name not in weighted]
+    floats = [
+        value.const_value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    ]
+    return Cost(
+        layers=layers,
+        parameters=sum(tensor.size for tensor in floats if len(tensor.shape) > 0),
+        weight_bytes=model.weight_bytes,
+        macs=sum(layer.macs or 0 for layer in layers),
+        other_macs=sum(macs or 0 for macs in others),
+        peak_activation_bytes=_peak_activation_bytes(model.graph, shapes),
+        unknown=tuple(name for name, shape in shapes.items() if shape is None),
+    )
+
+
+def _layer_cost(model: Model, layer: Layer, shapes: Mapping[str, Shape | None]) -> LayerCost:
+    names = {*layer.weights, *([layer.bias] if layer.bias else [])}
+    tensors = [tensor for name in names if (tensor := model.graph.initializers[name].const_value) is not None]
+    node = next(node for node in model.graph if node.name == layer.name)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name == layer.input]
+    values += [value for value in node.outputs if value.name == layer.output]
+    activations = [_tensor_bytes(value, shapes) for value in values]
+    return LayerCost(
+        name=layer.name,
+        operator=layer.operator,
+        parameters=sum(tensor.size for tensor in tensors),
+        weight_bytes=sum(tensor.nbytes for tensor in tensors),
+        macs=_layer_macs(model, layer, shapes),
+        activation_bytes=None if None in activations else sum(filter(None, activations)),
+    )
+
+
+def _layer_macs(model: Model, layer: Layer, shapes: Mapping[str, Shape | None]) -> int | None:
+    given, made = shapes.get(layer.input), shapes.get(layer.output)
+    if layer.operator == "Gather":
+        return 0
+    if layer.operator in RECURRENT:
+        return None if given is None else given[0] * given[1] * sum(model.weight(name).size for name in layer.weights)
+    if layer.operator == "ConvTranspose":
+        return None if given is None else math.prod(given) * math.prod(layer.shape[1:])
+    if made is None:
+        return None
+    return math.prod(made) * math.prod(layer.shape[axis] for axis in layer.input_axes)
+
+
+def _product_macs(node: ir.Node, shapes: Mapping[str, Shape | None]) -> int | None:
+    """Multiply-accumulates of a product of two computed tensors; 0 for other nodes, None if shapes are unknown."""
+    if node.domain != "" or node.op_type not in {"MatMul", "Gemm", "Conv", "ConvTranspose"}:
+        return 0
+    left, right = (shapes.get(str(value.name)) if value is not None else None for value in node.inputs[:2])
+    made = shapes.get(str(node.outputs[0].name))
+    if left is None or right is None or made is None:
+        return None
+    if node.op_type == "ConvTranspose":
+        return math.prod(left) * math.prod(right[1:])
+    if node.op_type == "Conv":
+        return math.prod(made) * math.prod(right[1:])
+    summed = left[0] if node.op_type == "Gemm" and int(node.attributes.get_int("transA", 0)) else left[-1]
+    return math.prod(made) * summed
+
+
+def _tensor_bytes(value: ir.Value, shapes: Mapping[str, Shape | None]) -> int | None:
+    shape = shapes.get(str(value.name))
+    if shape is None:
+        return None
+    bits = 32 if value.dtype is None else value.dtype.bitwidth
+    return (math.prod(shape) * bits + 7) // 8
+
+
+def _peak_activation_bytes(graph: ir.Graph, shapes: Mapping[str, Shape | None]) -> int:
+    """The most memory that tensors alive at one node take, nodes running in the order of the graph."""
+    owner: dict[ir.Value, ir.Value] = {}  # of a view: the tensor whose memory it shows
+    last: dict[ir.Value, int] = {}
+    nodes = list(graph)
+    for index, node in enumerate(nodes):
+        for value in node.outputs:
+            source = node.inputs[0] if node.op_type in _VIEWS and node.inputs else None
+            owner[value] = value if source is None or source.is_initializer() else owner.get(source, source)
+            last[owner[value]] = index
+        for value in _read_by(node):
+            last[owner.get(value, value)] = index
+    for value in graph.outputs:
+        last[owner.get(value, value)] = len(nodes)
+    alive = {value: _tensor_bytes(value, shapes) or 0 for value in graph.inputs}
+    peak = sum(alive.values())
+    for index, node in enumerate(nodes):
+        alive.update({v: _tensor_bytes(v, shapes) or 0 for v in node.outputs if owner[v] is v and v.name})
+        peak = max(peak, sum(alive.values()))
+        alive = {value: size for value, size in alive.items() if last.get(value, -1) > index}
+    return peak
+
+
+def _read_by(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, bodies of control flow included; weights are no activations."""
+    read = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        bodies = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        bodies += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+        read += [value for body in bodies for inner in body.all_nodes() for value in inner.inputs if value is not None]
+    return [value for value in read if not value.is_initializer()]

@@ -1,0 +1,119 @@
+"""Shapes of all tensors of a graph, by onnx's shape inference."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from alula.errors import DataError, ModelError
+from alula.graph.fold import Folder
+from alula.graph.model import Model, TensorSpec
+from alula.graph.opset import without_weights
+
+Shape = tuple[int, ...]
+_log = logging.getLogger(__name__)
+
+
+def infer_shapes(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> dict[str, Shape | None]:
+    """The shape of every tensor of the main graph for inputs of the given shapes; None where it cannot be told.
+
+    Args:
+        model: the graph.
+        input_shapes: by input name; free axes of inputs that are not named take the length that an axis of the same
+            name has in those that are, and 1 otherwise.
+
+    Raises:
+        DataError: an input is unknown, or its shape does not fit the graph.
+    """
+    given = bind_shapes(model.inputs, input_shapes or {})
+    graph = model.edit()
+    for value in graph.graph.inputs:
+        value.shape = ir.Shape(given[str(value.name)])
+    for node in graph.graph:
+        for value in node.outputs if node.domain == "" else ():
+            value.shape = None
+    names = [str(value.name) for node in model.graph for value in node.outputs if value.name]
+    folder = Folder(graph)
+    annotate_shapes(graph, outputs=True)
+    while folder.fold_small():  # shapes that the graph computes are constants now, and tell of more shapes
+        annotate_shapes(graph, outputs=True)
+    values = ir.convenience.create_value_mapping(graph.graph)
+    values.update(folder.replaced)
+    return {name: _static(values[name]) for name in (*given, *model.graph.initializers, *names)}
+
+
+def bind_shapes(inputs: tuple[TensorSpec, ...], given: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of all inputs without free axes.
+
+    Raises:
+        DataError: an input is unknown, or its shape does not fit the graph.
+    """
+    unknown = set(given) - {spec.name for spec in inputs}
+    if unknown:
+        raise DataError(
+            f"the model has no inputs named {sorted(unknown)}; it has {', '.join(spec.name for spec in inputs)}"
+        )
+    lengths = {
+        axis: length
+        for spec in inputs
+        for axis, length in zip(spec.shape or (), given.get(spec.name, ()), strict=False)
+        if isinstance(axis, str)
+    }
+    return {spec.name: _bind(spec, given.get(spec.name), lengths) for spec in inputs}
+
+
+def _bind(spec: TensorSpec, given: Shape | None, lengths: Mapping[str, int]) -> Shape:
+    if given is not None:
+        fits = spec.shape is None or (
+            len(spec.shape) == len(given)
+            and all(
+                want == have if isinstance(want, int) else lengths.get(str(want), have) == have
+                for want, have in zip(spec.shape, given, strict=True)
+            )
+        )
+        if not fits or any(length < 0 for length in given):
+            raise DataError(f"input must be {spec}, got the shape {list(given)}")
+        return tuple(given)
+    if spec.shape is None:
+        raise DataError(f"input {spec.name!r} is of unknown rank; give its shape")
+    return tuple(axis if isinstance(axis, int) else lengths.get(str(axis), 1) for axis in spec.shape)
+
+
+def annotate_shapes(model: ir.Model, *, outputs: bool = False) -> None:
+    """Write what can be told of types and shapes into the main graph, in place; bodies stay as they are.
+
+    What the graph claims of its ``outputs`` is its interface, and kept unless asked.
+    """
+    try:
+        found = _inferred(model)
+    except ModelError as error:
+        _log.info("shapes stay unknown: %s", error)
+        return
+    for node in model.graph:
+        for value in node.outputs:
+            info = found.get(str(value.name))
+            if info is not None and (outputs or not value.is_graph_output()):
+                value.type = ir.serde.deserialize_type_proto_for_type(info.type) or value.type
+                value.shape = ir.serde.deserialize_type_proto_for_shape(info.type) or value.shape
+
+
+def _inferred(model: ir.Model) -> dict[str, onnx.ValueInfoProto]:
+    """What onnx infers of the tensors of the main graph, the values of small constants followed through."""
+    bare, _ = without_weights(model)
+    message = ir.to_proto(bare)
+    try:
+        proto = onnx.shape_inference.infer_shapes(message, data_prop=True)
+    except Exception as error:  # onnx's C++ raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"shapes cannot be inferred: {reason}") from error
+    return {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
+
+
+def _static(value: ir.Value) -> Shape | None:
+    if value.const_value is not None:
+        return tuple(map(int, value.const_value.shape.numpy()))
+    return tuple(map(int, value.shape.numpy())) if value.shape is not None and value.shape.is_static() else None

@@ -1,0 +1,145 @@
+"""One pass over the calibration examples: the statistics that all proposals need, and a few recorded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from alula.errors import AlulaError, DataError, at
+from alula.examples import read_example
+from alula.graph.statistics import Collector, Request, Statistics
+from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
+from alula.search.propose import preserves_function
+from alula.search.sensitivity import compressed_layers, only
+
+if TYPE_CHECKING:
+    from alula.graph.model import Model
+    from alula.task import Run, Task
+
+    Progress = Callable[[int, int], None]
+
+CHUNK: Final = 4  # examples that go through the graphs together: all watched activations of a chunk are held at once
+RECORDED_CHUNKS: Final = 4
+RECORDED_CALLS: Final = 32  # per part
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibration saw: statistics by part, and recorded feeds by part."""
+
+    statistics: Mapping[str, Statistics]
+    feeds: Mapping[str, tuple[Mapping[str, np.ndarray], ...]]
+
+
+def calibrate(task: Task, recipes: Iterable[Recipe], on_progress: Progress | None = None) -> Calibration:
+    """Run the task's scorer once over its calibration examples, watching what any of the recipes asks for.
+
+    Raises:
+        DataError: a value is NaN or infinite (the tensor is named), the scorer fails, or a part is never run.
+    """
+    recipes = tuple(recipes)
+    requests = {part: _requests(model, recipes, part) for part, model in task.parts.items()}
+    collectors = {part: Collector(model, requests[part]) for part, model in task.parts.items()}
+    recordings = {part: _Recording() for part in task.parts}
+    recording = True
+
+    def run(feeds: Mapping[str, np.ndarray], part: str = "model") -> dict[str, np.ndarray]:
+        if part not in collectors:
+            raise DataError(f"the task has the parts {', '.join(sorted(collectors))}; its scorer ran {part!r}")
+        if recording:
+            recordings[part].add(feeds)
+        with at(f"part {part!r}") if len(collectors) > 1 else nullcontext():
+            return collectors[part](feeds)
+
+    for start in range(0, len(task.calibration), CHUNK):
+        recording = start < RECORDED_CHUNKS * CHUNK
+        _observe(task, run, range(start, min(start + CHUNK, len(task.calibration))))
+        if on_progress is not None:
+            on_progress(min(start + CHUNK, len(task.calibration)), len(task.calibration))
+    feeds = {part: tuple(recorded.calls) for part, recorded in recordings.items()}
+    return Calibration({part: _statistics(part, collector) for part, collector in collectors.items()}, feeds)
+
+
+def preserving_part(recipe: Recipe, part: str) -> Recipe:
+    """The steps of a recipe that leave what the graph of a part computes as it is."""
+    return Recipe(tuple(step for step in steps_for(recipe, part) if preserves_function(step.technique)))
+
+
+def _requests(model: Model, recipes: tuple[Recipe, ...], part: str) -> frozenset[Request]:
+    """What the recipes need whole, layer by layer (a layer alone has its own borders), and what diagnosis reads."""
+    wanted: set[Request] = set()
+    covered: set[frozenset[str]] = set()  # recipes that differ in their range method alone watch the same tensors
+    for recipe in recipes:
+        whole = requests_of(recipe, model, part)
+        tensors = frozenset(request.tensor for request in whole)
+        if tensors and tensors not in covered:
+            wanted |= _single_requests(model, recipe, part)
+            covered.add(tensors)
+        wanted |= whole
+    if wanted:
+        folded = apply_recipe(model, preserving_part(recipes[0], part), Statistics(), part)
+        wanted |= _diagnosis_requests(folded, wanted)
+    return frozenset(wanted)
+
+
+def _single_requests(model: Model, recipe: Recipe, part: str) -> set[Request]:
+    """As if each layer were quantized alone."""
+    steps: tuple[Step, ...] = preserving_part(recipe, part).steps
+    folded = apply_recipe(model, Recipe(steps), Statistics(), part)
+    bare = Recipe(tuple(step for step in steps_for(recipe, part) if step not in steps))
+    found: set[Request] = set()
+    for name in compressed_layers(folded, bare, part):
+        for step in only(bare, folded, [name], part).steps:
+            found |= step.technique.requests(folded, step.layers(folded))
+    return {replace(request, histogram=True) for request in found}
+
+
+def _diagnosis_requests(model: Model, taken: Iterable[Request]) -> set[Request]:
+    """A histogram, and the channels' ranges, of each layer's input. An axis that somebody asked for is left to them."""
+    axes = {request.tensor for request in taken if request.channel_axis is not None}
+    found = set()
+    for layer in model.layers():
+        if layer.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            axis = 1 if layer.operator != "MatMul" else -1
+            own = None if layer.input in axes else axis
+            axes.add(layer.input)
+            found.add(Request(layer.input, histogram=True, channel_axis=own))
+    return found
+
+
+def _observe(task: Task, run: Run, indices: range) -> None:
+    """Let the scorer run on some examples; what it scores is of no interest here."""
+    examples = [read_example(task.calibration, index) for index in indices]
+    place = f"calibration examples {indices[0]}..{indices[-1]}"
+    try:
+        task.scorer(run, examples)
+    except AlulaError as error:
+        raise type(error)(f"{place}: {error}") from error
+    except Exception as error:  # the scorer is any code of the user's
+        raise DataError(f"the scorer failed on {place}: {type(error).__name__}: {error}") from error
+
+
+def _statistics(part: str, collector: Collector) -> Statistics:
+    with at(f"part {part!r}"):
+        return collector.statistics()
+
+
+@dataclass(slots=True)
+class _Recording:
+    """Copies of some of the feeds that went by: every one, then every second, every fourth, ..., to stay bounded."""
+
+    calls: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    seen: int = 0
+    stride: int = 1
+
+    def add(self, feeds: Mapping[str, np.ndarray]) -> None:
+        if self.seen % self.stride == 0:
+            if len(self.calls) == RECORDED_CALLS:
+                self.calls, self.stride = self.calls[::2], 2 * self.stride
+            if self.seen % self.stride == 0:
+                self.calls.append({name: np.array(array) for name, array in feeds.items()})
+        self.seen += 1

@@ -1,0 +1,94 @@
+"""Calling a method of quantization in a process of its own, once: its report is kept beside what it made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.files import ORDER_FILE, Order, Report, read_report, write_json, write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+MEMORY_LIMIT_BYTES = 18 * 2**30
+TIMEOUT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize: who does it, how, and on which runtimes the result is to be tried."""
+
+    name: str
+    kind: str  # a key of benchmarks.peers.tools.TOOLS, or "alula"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+
+
+def require_peers() -> None:
+    """Exit with the command that makes the other tools' virtual environment, where there is none."""
+    if not PEERS_PYTHON.is_file():
+        sys.exit(
+            "the other tools are not installed: python3 -m venv .venv-peers && "
+            ".venv-peers/bin/pip install -r benchmarks/peers/requirements.txt"
+        )
+
+
+def call(
+    method: Method,
+    model: Path,
+    calibration: Path,
+    folder: Path,
+    *,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    timeout_seconds: int = TIMEOUT_SECONDS,
+) -> Report:
+    """Have a method quantize a model into a folder, or recall its report; a failure is reported, not raised."""
+    known = read_report(folder)
+    if known is not None:
+        return known
+    folder.mkdir(parents=True, exist_ok=True)
+    order = Order(method.kind, method.settings, str(model), str(calibration), memory_limit_bytes)
+    write_json(folder / ORDER_FILE, asdict(order))
+    failure = _run(method.kind, folder, timeout_seconds)
+    report = read_report(folder)
+    if failure or report is None:
+        report = Report(failure=failure or "the tool ended without a result")
+        write_report(folder, report)
+    return report
+
+
+def _run(kind: str, folder: Path, timeout_seconds: int) -> str:
+    """Run the child with its output in log.txt; the reason why it failed, or nothing."""
+    ours = kind == "alula"
+    command = [sys.executable if ours else str(PEERS_PYTHON), "-m", f"benchmarks.peers.{'ours' if ours else 'tools'}"]
+    quiet = {"CI": "true", "NNCF_CI": "1"}  # OpenVINO and NNCF send usage statistics unless they run in CI
+    with (folder / "log.txt").open("w") as output:
+        try:
+            done = subprocess.run(
+                [*command, str(folder)],
+                cwd=ROOT,
+                env=os.environ | quiet,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"took over {timeout_seconds} s and was stopped"
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    return last_line((folder / "log.txt").read_text(errors="replace")) if done.returncode else ""
+
+
+def last_line(text: str, *, longest: int = 200) -> str:
+    r"""The last line of a log that says something, shortened.
+
+    >>> last_line("Traceback\n  File ...\nMemoryError: bad allocation\n\n")
+    'MemoryError: bad allocation'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:longest] if lines else "no message"

@@ -1,0 +1,184 @@
+"""The other tools, each at its best settings: ``python -m benchmarks.peers.tools FOLDER`` carries out FOLDER's order.
+
+Runs in the virtual environment of the other tools, which holds neither alula nor torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.files import Feed, Feeds, carry_out, read_order
+
+log = logging.getLogger(__name__)
+LONGEST_CHUNK = 50
+
+Made = tuple[Sequence[Path], Sequence[str]]
+
+
+class Reader:
+    """Feeds as ONNX Runtime's calibration reads them."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+        self.set_range(0, len(feeds))
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Go on with this range."""
+        self._pending = iter(range(start_index, end_index))
+
+    def get_next(self) -> Feed | None:
+        """The next feed, or None at the end."""
+        index = next(self._pending, None)
+        return None if index is None else self._feeds[index]
+
+
+def quantize_static(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:
+    """ONNX Runtime, QDQ, per channel, uint8 activations by int8 weights, after its own pre-processing.
+
+    Settings: ``method`` of calibration, ``operators`` (None: its default), and ``chunked``: the histogram methods hold
+    all activations of all samples at once unless the option for strided min-max, which they heed too, is set.
+    """
+    from onnxruntime import quantization
+
+    prepared, notes = prepare(model, folder)
+    options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
+    if settings.get("operators"):
+        options["MatMulConstBOnly"] = True
+    if settings.get("chunked", True):
+        options["CalibStridedMinMax"] = chunk_length(feeds)
+    output = folder / "model.onnx"
+    quantization.quantize_static(
+        str(prepared),
+        str(output),
+        Reader(feeds),
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=settings.get("operators"),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        calibrate_method=getattr(quantization.CalibrationMethod, settings["method"]),
+        extra_options=options,
+    )
+    return [output], notes
+
+
+def quantize_dynamic(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:  # noqa: ARG001
+    """ONNX Runtime, dynamic, per channel, after its own pre-processing."""
+    from onnxruntime import quantization
+
+    prepared, notes = prepare(model, folder)
+    output = folder / "model.onnx"
+    quantization.quantize_dynamic(
+        str(prepared),
+        str(output),
+        op_types_to_quantize=settings.get("operators"),
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return [output], notes
+
+
+def quantize_nncf_onnx(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:
+    """NNCF on the ONNX graph, after ONNX Runtime's pre-processing, which folds batch normalisation."""
+    import onnx
+
+    prepared, notes = prepare(model, folder)
+    quantized = quantize_with_nncf(onnx.load(prepared), feeds, settings)
+    output = folder / "model.onnx"
+    onnx.save(quantized, output)
+    return [output], notes
+
+
+def quantize_nncf_openvino(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:
+    """NNCF on OpenVINO's graph."""
+    import openvino
+
+    quantized = quantize_with_nncf(openvino.convert_model(model), feeds, settings)
+    output = folder / "model.xml"
+    openvino.save_model(quantized, output, compress_to_fp16=False)
+    return [output, output.with_suffix(".bin")], []
+
+
+def quantize_with_nncf(graph: Any, feeds: Feeds, settings: Mapping[str, Any]) -> Any:
+    """Post-training quantization on all feeds. Settings: ``preset``, and ``transformer`` for that model type."""
+    import nncf
+
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(feeds),
+        preset=nncf.QuantizationPreset(settings["preset"]),
+        subset_size=len(feeds),
+        fast_bias_correction=True,
+        model_type=nncf.ModelType.TRANSFORMER if settings.get("transformer") else None,
+    )
+
+
+def prepare(model: Path, folder: Path) -> tuple[Path, list[str]]:
+    """ONNX Runtime's own pre-processing; without its symbolic shape inference where that fails."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = folder / "prepared.onnx"
+    try:
+        quant_pre_process(str(model), str(prepared))
+    except Exception as error:  # noqa: BLE001  (it raises plain Exception)
+        log.warning("symbolic shape inference failed: %s", error)
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        return prepared, [f"symbolic shape inference left out, for it failed: {str(error).splitlines()[0]}"]
+    return prepared, []
+
+
+def chunk_length(feeds: Feeds) -> int:
+    """Feeds to calibrate with at a time: a divisor of their number; one where their shapes differ.
+
+    The histogram methods stack the activations of a chunk, which must be of one shape.
+    """
+    shapes = {tuple((name, array.shape) for name, array in sorted(feed.items())) for feed in feeds}
+    return 1 if len(shapes) > 1 else largest_divisor(len(feeds), LONGEST_CHUNK)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most ``limit``.
+
+    >>> largest_divisor(300, 64)
+    60
+    """
+    return next(divisor for divisor in range(min(limit, number), 0, -1) if number % divisor == 0)
+
+
+TOOLS: dict[str, tuple[Callable[[Path, Feeds, Path, Mapping[str, Any]], Made], tuple[str, ...]]] = {
+    "onnxruntime static": (quantize_static, ("onnxruntime", "onnx", "numpy")),
+    "onnxruntime dynamic": (quantize_dynamic, ("onnxruntime", "onnx", "numpy")),
+    "nncf onnx": (quantize_nncf_onnx, ("nncf", "onnx", "onnxruntime", "numpy")),
+    "nncf openvino": (quantize_nncf_openvino, ("nncf", "openvino", "numpy")),
+}
+
+
+def import_packages(kind: str) -> None:
+    """Everything that the work imports, so that it counts neither as time nor as memory."""
+    for module in ("onnxruntime.quantization", "onnxruntime.quantization.shape_inference"):
+        import_module(module)
+
+    if kind.startswith("nncf"):
+        import_module("openvino")
+        import_module("nncf").set_log_level(logging.WARNING)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    order = read_order(folder)
+    work, packages = TOOLS[order.kind]
+    import_packages(order.kind)
+    feeds = Feeds(Path(order.calibration))
+    carry_out(folder, order, packages, lambda: work(Path(order.model), feeds, folder, order.settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Every technique of ours passes the public conformance suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from alula.numerics.ranges import MeanSquaredError
+from alula.targets import OnnxRuntime, OpenVino
+from alula.techniques import Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights
+from alula.testing.conformance import TargetConformance, TechniqueConformance
+
+
+class TestFoldBatchNorm(TechniqueConformance):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def technique(self):
+        return FoldBatchNorm()
+
+
+class TestQuantize(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return Quantize()
+
+
+class TestQuantizeForOpenVino(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return Quantize(
+            activation_signed=True,
+            activation_symmetric=True,
+            range=MeanSquaredError(),
+            weight_search=True,
+            products=True,
+            outputs=False,
+        )
+
+
+class TestQuantizePerTensor(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return Quantize(per_channel=False, activation_bits=16, bias_correction=False)
+
+
+class TestQuantizeDynamic(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeDynamic()
+
+
+class TestQuantizeWeights(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(smallest=1)
+
+
+class TestQuantizeWeightsInBlocks(TechniqueConformance):
+    tolerance = 0.3  # four bits
+
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(bits=4, block=8, symmetric=False, smallest=1)
+
+
+class TestFloat16(TechniqueConformance):
+    tolerance = 1e-3
+
+    @pytest.fixture
+    def technique(self):
+        return Float16()
+
+
+class TestFloat16Compute(TechniqueConformance):
+    tolerance = 1e-2
+    beyond = frozenset({"large"})  # activations of 1e15
+
+    @pytest.fixture
+    def technique(self):
+        return Float16(compute=True)
+
+
+class TestOnnxRuntime(TargetConformance):
+    @pytest.fixture
+    def target(self):
+        return OnnxRuntime(threads=1)
+
+
+class TestOpenVino(TargetConformance):
+    @pytest.fixture
+    def target(self):
+        return OpenVino(threads=1)
