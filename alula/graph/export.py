@@ -111,10 +111,10 @@ def export_module(
                 opset_version=opset,
                 dynamic_shapes=dynamic_shapes,
                 input_names=input_names,
-                output_names=output_names,
             )
         except Exception as error:  # torch raises errors of many kinds, most from deep inside
             raise ModelError(f"torch cannot export {_name(module)}: {_reason(error)}") from error
+        _name_outputs(program.model.graph, output_names)
         model = _own(program.model)
     for each, outputs in zip(examples, expected, strict=True):
         _compare(model, each, outputs, _name(module))
@@ -147,8 +147,11 @@ def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _to_tensor(value: Any) -> Any:
+    """The value as a tensor of its own: of one tensor given twice, torch would silently make one input."""
     torch = require("torch", "compress")
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _tensors(tree: Any) -> list[Any]:
@@ -232,6 +235,19 @@ def _reason(error: BaseException) -> str:
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
     own = [line for line in lines if "site-packages" not in line[0] and "/torch/" not in line[0]]
     return said + (f" (at {own[-1][0]}, line {own[-1][1]}, in {own[-1][2]})" if own else "")
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str] | None) -> None:
+    """Name the outputs; a tensor inside that is called so already, as torch calls them after modules, gives way."""
+    if names is None:
+        return
+    if len(names) != len(graph.outputs) or len(set(names)) != len(names):
+        raise ModelError(f"output_names must be {len(graph.outputs)} different names, got {list(names)}")
+    outputs = dict(zip(graph.outputs, names, strict=True))
+    for value in [value for node in graph for value in node.outputs if value.name in names and value not in outputs]:
+        value.name = f"{value.name}.inside"
+    for value, name in outputs.items():
+        value.name = name
 
 
 def _own(graph: ir.Model) -> Model:

@@ -98,7 +98,20 @@ def annotate_shapes(model: ir.Model, *, outputs: bool = False) -> None:
             info = found.get(str(value.name))
             if info is not None and (outputs or not value.is_graph_output()):
                 value.type = ir.serde.deserialize_type_proto_for_type(info.type) or value.type
-                value.shape = ir.serde.deserialize_type_proto_for_shape(info.type) or value.shape
+                value.shape = _merged(value.shape, ir.serde.deserialize_type_proto_for_shape(info.type))
+
+
+def _merged(known: ir.Shape | None, found: ir.Shape | None) -> ir.Shape | None:
+    """Each axis as a number where inference found one; otherwise the name it had, which inference may have lost."""
+    if known is None or found is None or len(known) != len(found):
+        return found if found is not None else known
+    return ir.Shape(
+        [new if isinstance(new, int) or _nameless(old) else old for old, new in zip(known, found, strict=True)]
+    )
+
+
+def _nameless(axis: int | ir.SymbolicDim) -> bool:
+    return isinstance(axis, ir.SymbolicDim) and axis.value is None
 
 
 def _inferred(model: ir.Model) -> dict[str, onnx.ValueInfoProto]:

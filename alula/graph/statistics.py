@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,6 +68,10 @@ class Statistics(Mapping[str, TensorStatistics]):
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The statistics of a tensor, or the default where none were collected."""
+        return self._tensors.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -91,19 +96,22 @@ class _Accumulator:
             return
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
-            total = float(array.sum(dtype=np.float64)) if array.size < SAMPLE_LIMIT else _total(array)
-        if not np.isfinite(total):  # as cheap a test as there is; sums of large float32 overflow too
-            if not np.isfinite(array).all():
-                raise DataError(_nonfinite(self.request.tensor, array))
-            total = float(array.sum(dtype=np.float64))
+        low, high, total = self._pass_over(array)
+        if not np.isfinite(total):  # as cheap a test as there is
+            raise DataError(_nonfinite(self.request.tensor, array))
         self.count += array.size
         self.total += total
-        self.minimum = min(self.minimum, float(array.min()))
-        self.maximum = max(self.maximum, float(array.max()))
+        self.minimum = min(self.minimum, low)
+        self.maximum = max(self.maximum, high)
         if self.request.histogram:
             self._add_histogram(array)
-        if self.request.channel_axis is not None:
-            self._add_channels(array, self.request.channel_axis)
+
+    def _pass_over(self, array: np.ndarray) -> tuple[float, float, float]:
+        """Minimum, maximum and total; by way of those of each channel where they are wanted too."""
+        if self.request.channel_axis is None:
+            return float(array.min()), float(array.max()), _total(array)
+        seen = self._add_channels(array, self.request.channel_axis)
+        return float(seen["minimum"].min()), float(seen["maximum"].max()), float(seen["total"].sum())
 
     def _add_histogram(self, array: np.ndarray) -> None:
         if self.histogram is None:
@@ -112,7 +120,7 @@ class _Accumulator:
         rows = min(array.shape[0], 32) if array.ndim else 1
         self.histogram.add(flat[:: _stride(flat.size // rows)])
 
-    def _add_channels(self, array: np.ndarray, axis: int) -> None:
+    def _add_channels(self, array: np.ndarray, axis: int) -> dict[str, np.ndarray]:
         if not -array.ndim <= axis < array.ndim:
             raise ModelError(
                 f"tensor {self.request.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
@@ -133,6 +141,7 @@ class _Accumulator:
             )
         for key, join in (("minimum", np.minimum), ("maximum", np.maximum), ("total", np.add), ("size", np.add)):
             self.channels[key] = join(self.channels[key], seen[key]) if key in self.channels else seen[key]
+        return seen
 
     def freeze(self) -> TensorStatistics:
         if self.count == 0:
@@ -265,10 +274,14 @@ _PRIMES = _primes(2**20)
 
 
 def _total(array: np.ndarray) -> float:
-    """The sum; pairwise in float32 along rows, then in float64."""
+    """The sum; pairwise in float32 along rows, then in float64; all in float64 where float32 overflows."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    head = flat[: flat.size - flat.size % 1024].reshape(-1, 1024).sum(axis=1)
-    return float(head.sum(dtype=np.float64) + flat[flat.size - flat.size % 1024 :].sum(dtype=np.float64))
+    whole = flat.size - flat.size % 1024
+    with np.errstate(over="ignore"):
+        rows = flat[:whole].reshape(-1, 1024).sum(axis=1)
+    if not np.isfinite(rows).all():
+        return float(flat.sum(dtype=np.float64))
+    return float(rows.sum(dtype=np.float64) + flat[whole:].sum(dtype=np.float64))
 
 
 def _nonfinite(place: str, array: np.ndarray) -> str:

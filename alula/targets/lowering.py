@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from alula.graph.editing import Editor, set_input
+from alula.graph.editing import Editor, like, set_input
 from alula.graph.model import Model
+
+_INT32 = 2.0**31 - 1
 
 _BLOCKED = frozenset({"MatMul"})  # ONNX Runtime has a kernel that multiplies by the codes of these
 
@@ -96,3 +100,97 @@ def _parameter_shape(node: ir.Node, shape: tuple[int, ...], scale: tuple[int, ..
     if _split_shape(node, shape) is not None:
         return (*scale[: axis + 1], 1, *scale[axis + 1 :])
     return tuple(-1 if index == axis else 1 for index in range(len(shape)))
+
+
+@dataclass(frozen=True, slots=True)
+class _BiasedProduct:
+    """MatMul of dequantized activations and a dequantized matrix [K, N], and the Add of a constant [N] behind it."""
+
+    product: ir.Node
+    activation: ir.Node  # DequantizeLinear
+    weight: ir.Node  # DequantizeLinear
+    addition: ir.Node
+    bias: ir.Value
+
+
+def join_biases(model: Model) -> Model:
+    """Let a matrix product on codes and the bias behind it be one Gemm, which adds the bias in integers.
+
+    ONNX Runtime computes MatMul and Add in two passes, and Gemm in one. Gemm takes matrices, so the leading axes are
+    joined before and parted again behind it. The result's shape is not written into the graph: where ONNX Runtime
+    knows it, it replaces an addition and the LayerNormalization behind it by a kernel that is slower than the two.
+    """
+    if not any(_match(node) for node in model.graph):
+        return model
+    editor = Editor(model.edit())
+    for node in list(editor.graph):
+        if found := _match(node):
+            _join(editor, found)
+    return model.edited(editor.model)
+
+
+def _match(node: ir.Node) -> _BiasedProduct | None:
+    if node.op_type != "MatMul" or node.outputs[0].is_graph_output() or len(node.outputs[0].uses()) != 1:
+        return None
+    activation, weight = (_dequantization(value) for value in node.inputs)
+    addition = next(iter(node.outputs[0].uses())).node
+    others = [value for value in addition.inputs if value is not node.outputs[0]]
+    if activation is None or weight is None or addition.op_type != "Add" or len(others) != 1:
+        return None
+    bias = others[0]
+    matrix, vector = _array(weight.inputs[0]), _array(bias)
+    if matrix is None or matrix.ndim != 2 or vector is None or vector.shape != matrix.shape[1:]:
+        return None
+    blocked = int(weight.attributes.get_int("block_size", 0))
+    scale = _array(activation.inputs[1])
+    fits = vector.dtype == np.float32 and not blocked and scale is not None and scale.ndim == 0
+    computed = _array(activation.inputs[0]) is None
+    return _BiasedProduct(node, activation, weight, addition, bias) if fits and computed and bias is not None else None
+
+
+def _dequantization(value: ir.Value | None) -> ir.Node | None:
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    """The values of an initializer; None of anything else."""
+    return value.const_value.numpy() if value is not None and _constant(value) and value.const_value else None
+
+
+def _join(editor: Editor, found: _BiasedProduct) -> None:
+    """Gemm(rows of codes, codes of the weight, codes of the bias), and back to the shape it had."""
+    matrix, vector = _array(found.weight.inputs[0]), _array(found.bias)
+    first, second = _array(found.activation.inputs[1]), _array(found.weight.inputs[1])
+    assert matrix is not None
+    assert vector is not None
+    assert first is not None
+    assert second is not None
+    scale = np.broadcast_to(first * second, vector.shape).astype(np.float32)  # [N]
+    codes = np.rint(vector.astype(np.float64) / scale)  # [N]
+    if not (np.abs(codes) < _INT32).all():
+        return
+    node, name = found.product, str(found.addition.outputs[0].name)
+    constants = [
+        editor.constant(f"{name}.bias.codes", codes.astype(np.int32)),
+        editor.constant(f"{name}.bias.scale", scale),
+    ]
+    bias = editor.insert("DequantizeLinear", constants, f"{name}.bias", before=node, attributes={"axis": 0}).outputs
+    source = found.activation.inputs[0]
+    assert source is not None
+    flat = _reshape(editor, source, (-1, matrix.shape[0]), f"{name}.flat", node)
+    rows = editor.insert("DequantizeLinear", [flat, *found.activation.inputs[1:]], f"{name}.rows", before=node).outputs
+    product = editor.insert("Gemm", [*rows, node.inputs[1], *bias], f"{name}.matrix", before=node).outputs
+    leading = editor.insert("Shape", [source], f"{name}.axes", before=node, attributes={"end": -1}).outputs
+    columns = editor.constant(f"{name}.columns", np.array([matrix.shape[1]]))
+    shape = editor.insert("Concat", [*leading, columns], f"{name}.shape", before=node, attributes={"axis": 0}).outputs
+    result = editor.insert("Reshape", [*product, *shape], f"{name}.parted", before=node).outputs[0]
+    if found.addition.outputs[0].is_graph_output():
+        like(result, found.addition.outputs[0])
+    found.addition.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+    editor.remove(found.addition)
+    editor.remove(node)
+    editor.rename(result, name)
+    editor.drop_constant(str(found.bias.name))
+    if not found.activation.outputs[0].uses():
+        editor.remove(found.activation)

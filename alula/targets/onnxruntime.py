@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import numpy as np
 from alula.errors import DataError, TargetError
 from alula.graph.model import TensorSpec, check_feeds
 from alula.graph.running import first_line
-from alula.targets.lowering import decode_weights
+from alula.targets.lowering import decode_weights, join_biases
+from alula.targets.onnxruntime_profile import read_profile
 from alula.targets.processor import Processor, read_processor
 from alula.targets.target import (
     Artifact,
+    NodeTime,
     Opened,
     Traits,
     check_artifact,
@@ -69,12 +73,13 @@ class OnnxRuntime:
     def build(self, model: Model, folder: Path, name: str = "model") -> Artifact:
         """Write ``<name>.onnx``, and ``<name>.onnx.data`` beside it when the weights exceed 2 GiB.
 
-        Weight-only codes that this runtime would decode at every run are written so that it decodes them at load.
+        Weight-only codes that this runtime would decode at every run are written so that it decodes them at load, and
+        products on codes with the bias behind them as one operator (see :mod:`alula.targets.lowering`).
 
         Raises:
             StorageError: the folder cannot be written.
         """
-        path = decode_weights(model).save(make_folder(Path(folder)) / f"{name}.onnx")
+        path = join_biases(decode_weights(model)).save(make_folder(Path(folder)) / f"{name}.onnx")
         data = path.with_name(f"{path.name}.data")
         external = data.exists() and path.stat().st_size < model.weight_bytes
         return make_artifact(self.name, path, (path, data) if external else (path,))
@@ -85,12 +90,26 @@ class OnnxRuntime:
         Raises:
             TargetError: the file is missing or damaged, or ONNX Runtime refuses it.
         """
-        check_artifact(self.name, artifact)
-        try:
-            session = _runtime().InferenceSession(str(artifact.path), self._options(), providers=list(self.providers))
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise TargetError(f"ONNX Runtime cannot open {artifact.path.name}: {first_line(error)}") from error
-        return _Session(session)
+        return _Session(self._load(artifact, self._options()))
+
+    def profile(self, artifact: Artifact, feeds: Mapping[str, np.ndarray], *, runs: int = 20) -> tuple[NodeTime, ...]:
+        """Time each operator by the session's profiler.
+
+        Raises:
+            TargetError: the file is missing or damaged, or ONNX Runtime refuses it.
+            DataError: the feeds do not fit, or ONNX Runtime fails on them.
+        """
+        with TemporaryDirectory(prefix="alula-") as scratch:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(scratch) / "profile")
+            session = self._load(artifact, options)
+            opened = _Session(session)
+            for _ in range(runs + 1):
+                opened(feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        in_integers = self.blocked_accuracy_level == 4
+        return read_profile(events, runs + 1, blocked_precision="int8" if in_integers else "float32")
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and settings."""
@@ -101,6 +120,13 @@ class OnnxRuntime:
             "graph optimisation": "all",
             "session options": ", ".join(f"{key}={value}" for key, value in self._entries().items()),
         }
+
+    def _load(self, artifact: Artifact, options: Any) -> Any:
+        check_artifact(self.name, artifact)
+        try:
+            return _runtime().InferenceSession(str(artifact.path), options, providers=list(self.providers))
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise TargetError(f"ONNX Runtime cannot open {artifact.path.name}: {first_line(error)}") from error
 
     def _entries(self) -> dict[str, str]:
         return {"session.qdq_matmulnbits_accuracy_level": str(self.blocked_accuracy_level)}

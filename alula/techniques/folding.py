@@ -76,7 +76,8 @@ def _bias_obstacle(editor: Editor, node: ir.Node, layer: Layer, *, channels: int
 
 
 def _fold(editor: Editor, normalisation: ir.Node, layer: Layer) -> None:
-    scale, offset, mean, variance = (editor.array(str(value.name)) for value in normalisation.inputs[1:5])  # type: ignore[union-attr]
+    parameters = [str(value.name) for value in normalisation.inputs[1:5]]  # type: ignore[union-attr]
+    scale, offset, mean, variance = map(editor.array, parameters)
     node = editor.node(layer.name)
     channel_axis = layer.output_axis if layer.operator != "ConvTranspose" else 1
     weight, bias = fold_batch_norm(
@@ -95,6 +96,8 @@ def _fold(editor: Editor, normalisation: ir.Node, layer: Layer) -> None:
     name = str(result.name)
     result.replace_all_uses_with(output, replace_graph_outputs=True)
     editor.remove(normalisation)
+    for parameter in set(parameters) & set(editor.graph.initializers):
+        editor.drop_constant(parameter)
     editor.rename(output, name)
     like(output, result)
 

@@ -8,7 +8,7 @@ something further on computes on codes again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -26,7 +26,7 @@ class Placement:
     """Names of the nodes that compute on codes; per quantized tensor the nodes that read its codes; shared scales.
 
     ``everywhere`` are the tensors that exist as codes only: every reader, and the graph output, gets those.
-    ``operands`` are those read by a product of two activations.
+    ``operands`` are those read by a product of two activations, or the tensors whose scales they use.
     """
 
     nodes: frozenset[str]
@@ -55,7 +55,8 @@ def place(model: Model, layers: Iterable[Layer], *, products: bool, outputs: boo
     chosen = {layer.name for layer in layers if layer.operator in STATIC}
     nodes = _trimmed(model.graph, _reached(model.graph, chosen, products=products), chosen)
     readers: dict[str, tuple[str, ...]] = {}
-    everywhere, operands, shares = set(), set(), {}
+    everywhere, operands, turned = set(), set(), set()
+    shares: dict[str, str] = {}
     for node in model.graph:
         if str(node.name) not in nodes:
             continue
@@ -69,8 +70,15 @@ def place(model: Model, layers: Iterable[Layer], *, products: bool, outputs: boo
             readers.setdefault(str(result.name), ())
         if node.op_type in PASSING:
             shares[str(result.name)] = str(_data_inputs(node)[0].name)
-    shares = {tensor: source for tensor, source in shares.items() if tensor in readers}
-    return Placement(frozenset(nodes), readers, frozenset(everywhere), shares, frozenset(operands))
+            if node.op_type == "Transpose":
+                turned.add(str(result.name))
+    if outputs:
+        shares = {tensor: source for tensor, source in shares.items() if tensor in readers}
+    else:  # one pair, before the values are moved: a second one would only stand in the runtime's way
+        once = set(shares) - turned  # ONNX Runtime's optimiser breaks int8 codes that it moves behind a Transpose
+        readers = {tensor: names for tensor, names in readers.items() if tensor not in once}
+    placement = Placement(frozenset(nodes), readers, frozenset(everywhere), shares, frozenset(operands))
+    return replace(placement, operands=frozenset(placement.root(tensor) for tensor in operands))
 
 
 def _reached(graph: ir.Graph, chosen: set[str], *, products: bool) -> set[str]:

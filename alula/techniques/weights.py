@@ -59,7 +59,10 @@ class QuantizeWeights:
         for layer in context.layers:
             with at(f"layer {layer.name!r}"):
                 reason = self._obstacle(model, layer, context.layers)
-                notes += [Note(layer.name, f"stays in float: {reason}")] if reason else self._quantize_layer(editor, layer)
+                if reason:
+                    notes.append(Note(layer.name, f"stays in float: {reason}"))
+                else:
+                    notes += self._quantize_layer(editor, layer)
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
 

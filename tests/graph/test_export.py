@@ -261,3 +261,30 @@ def test_relative_error():
     assert relative_error(np.array([0.0]), np.array([1.0])) == np.inf
     assert relative_error(np.zeros((2, 0)), np.zeros((2, 0))) == 0
     assert relative_error(np.zeros(2), np.zeros(3)) == np.inf
+
+
+class _TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(4, 4)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return self.embedding(first) * second
+
+
+@pytest.fixture(scope="module")
+def two_inputs():
+    module, same = _TwoInputs().eval(), torch.randn(2, 4)
+    return module, export_module(module, (same, same), dynamic_batch=False, output_names=["embedding"])
+
+
+def test_one_tensor_given_twice_stays_two_inputs(two_inputs):
+    module, model = two_inputs
+    first, second = torch.randn(2, 4), torch.randn(2, 4)
+    names = [spec.name for spec in model.inputs]
+    outputs = model.run(dict(zip(names, (first.numpy(), second.numpy()), strict=True)))
+    np.testing.assert_allclose(outputs["embedding"], module(first, second).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_may_be_called_like_a_submodule(two_inputs):
+    assert [spec.name for spec in two_inputs[1].outputs] == ["embedding"]

@@ -288,3 +288,23 @@ def test_a_folded_value_that_a_body_reads():
     for k in (True, False):
         model = tidied(text, x=normal(4), k=np.asarray(k))
         assert operators(model) == ["If"]
+
+
+def _mean(axes, keepdims, shape):
+    text = f"n (float[n, 3, 4, 5] x) => (float[{shape}] y) {{ y = ReduceMean <keepdims = {keepdims}> (x, axes) }}"
+    return Model(ir.from_proto(proto_from_text(text, {"axes": np.array(axes)})))
+
+
+@pytest.mark.parametrize(("keepdims", "shape"), [(0, "n, 3"), (1, "n, 3, 1, 1")])
+@pytest.mark.parametrize("axes", [(2, 3), (-1, -2)])
+def test_a_mean_over_all_spatial_axes_becomes_a_global_pool(axes, keepdims, shape):
+    before = _mean(axes, keepdims, shape)
+    after = tidy(before)
+    assert next(iter(after.graph)).op_type == "GlobalAveragePool"
+    feeds = random_feeds(before)
+    np.testing.assert_allclose(after.run(feeds)["y"], before.run(feeds)["y"], rtol=1e-5, atol=1e-7)
+
+
+def test_a_mean_over_some_axes_stays():
+    assert [node.op_type for node in tidy(_mean((3,), 1, "n, 3, 4, 1")).graph] == ["ReduceMean"]
+    assert [node.op_type for node in tidy(_mean((1, 2, 3), 1, "n, 1, 1, 1")).graph] == ["ReduceMean"]
