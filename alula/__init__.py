@@ -1,1 +1,73 @@
-"""alula: make trained models small and fast enough for where they must run, and prove that they still work."""
+"""alula: make trained models small and fast enough for where they must run, and prove that they still work.
+
+>>> import alula
+>>> sorted(alula.__all__)[:3]
+['AlulaError', 'Budget', 'Float16']
+
+Names are loaded when they are first used, so that ``import alula`` costs a device next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alula.budget import Budget as Budget
+    from alula.compression import compress as compress
+    from alula.errors import AlulaError as AlulaError
+    from alula.graph.cost import measure_cost as measure_cost
+    from alula.graph.export import export_module as export_module
+    from alula.graph.load import load_model as load_model
+    from alula.graph.model import Model as Model
+    from alula.quantization import quantize as quantize
+    from alula.recipe import Recipe as Recipe
+    from alula.recipe import Step as Step
+    from alula.recipe import apply_recipe as apply_recipe
+    from alula.targets import OnnxRuntime as OnnxRuntime
+    from alula.targets import OpenVino as OpenVino
+    from alula.task import Task as Task
+    from alula.task import open_task as open_task
+    from alula.task import task_from_arrays as task_from_arrays
+    from alula.techniques import Float16 as Float16
+    from alula.techniques import FoldBatchNorm as FoldBatchNorm
+    from alula.techniques import Quantize as Quantize
+    from alula.techniques import QuantizeDynamic as QuantizeDynamic
+    from alula.techniques import QuantizeWeights as QuantizeWeights
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AlulaError": "errors",
+    "Budget": "budget",
+    "Float16": "techniques",
+    "FoldBatchNorm": "techniques",
+    "Model": "graph.model",
+    "OnnxRuntime": "targets",
+    "OpenVino": "targets",
+    "Quantize": "techniques",
+    "QuantizeDynamic": "techniques",
+    "QuantizeWeights": "techniques",
+    "Recipe": "recipe",
+    "Step": "recipe",
+    "Task": "task",
+    "apply_recipe": "recipe",
+    "compress": "compression",
+    "export_module": "graph.export",
+    "load_model": "graph.load",
+    "measure_cost": "graph.cost",
+    "open_task": "task",
+    "quantize": "quantization",
+    "task_from_arrays": "task",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'alula' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"alula.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from alula.errors import RecipeError, at
 from alula.graph.layers import Layer, select
@@ -52,12 +53,11 @@ class Step:
     def from_json(cls, data: Mapping[str, Any]) -> Step:
         """Read what :meth:`to_json` wrote; unknown names are refused."""
         settings = dict(data)
-        patterns = {
-            key: settings.pop(f"layers.{key}") for key in ("include", "exclude", "part") if f"layers.{key}" in data
-        }
+        include = _words("layers.include", settings.pop("layers.include", ["*"]))
+        exclude = _words("layers.exclude", settings.pop("layers.exclude", []))
+        (part,) = _words("layers.part", [settings.pop("layers.part", "*")])
         kind = _known(_TECHNIQUES, settings.pop("technique", None), "technique")
-        patterns = {key: tuple(value) if isinstance(value, list) else value for key, value in patterns.items()}
-        return cls(_build(kind, settings), **patterns)
+        return cls(_build(kind, settings), include, exclude, part)
 
     def describe(self) -> str:
         """One line for people."""
@@ -146,15 +146,38 @@ def _fields(thing: Any) -> dict[str, Any]:
     return plain
 
 
+def _words(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise RecipeError(f"{key} of a step must be text, or a list of texts, got {value!r}")
+    return tuple(value)
+
+
 def _build(kind: type[Any], settings: Mapping[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(settings) - set(known)):
         raise RecipeError(f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
     values = {key: _range(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    for key, value in values.items():
+        _check_kind(kind, key, value)
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{kind.__name__} does not take {dict(settings)}: {error}") from error
+
+
+def _check_kind(owner: type[Any], name: str, value: Any) -> None:
+    """Raise RecipeError unless the value is of the kind that the setting is annotated with."""
+    hint = get_type_hints(owner)[name]
+    kinds = {bool: "true or false", float: "a number", int: "a whole number", NoneType: "null"}
+    wanted = {kind: words for kind, words in kinds.items() if kind in (get_args(hint) or (hint,))}
+    if not wanted:  # a range method
+        fits, wanted = isinstance(value, tuple(_RANGES.values())), {object: "a range method"}
+    elif isinstance(value, bool):
+        fits = bool in wanted
+    else:
+        fits = isinstance(value, (*wanted, int) if float in wanted else tuple(wanted))
+    if not fits:
+        raise RecipeError(f"{name} of {owner.__name__} must be {' or '.join(wanted.values())}, got {value!r}")
 
 
 def _range(data: Mapping[str, Any]) -> Any:

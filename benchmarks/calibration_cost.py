@@ -25,10 +25,10 @@ from alula.measurement import describe_machine, versions
 from benchmarks.peers.calling import ROOT, Method, call, require_peers
 from benchmarks.peers.commit import read_commit
 from benchmarks.peers.costs import render
-from benchmarks.peers.files import write_feeds, write_json
+from benchmarks.peers.files import Feeds, Report, write_feeds, write_json
 from benchmarks.peers.rows import ROWS, methods_for, open_row, photo_feeds, record_feeds
 
-log = logging.getLogger("calibration_cost")
+log = logging.getLogger("benchmarks.calibration_cost")
 PARTS = ("memory", "seconds")
 IMAGES = (100, 1000)
 SAMPLES = 300
@@ -39,8 +39,8 @@ RANGES = ("min-max", "percentile", "mse", "entropy")
 
 def main() -> None:
     arguments = read_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("alula").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     require_peers()
     results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {"rows": {}}
     measures = {"memory": (measure_memory, MEMORY_ROWS), "seconds": (measure_seconds, SECONDS_ROWS)}
@@ -62,7 +62,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rows", nargs="+", choices=SECONDS_ROWS, default=SECONDS_ROWS)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each method")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each method whose seconds count")
     parser.add_argument("--samples", type=int, help="calibration samples, instead of 100, 300 and 1,000")
     parser.add_argument("--memory-limit", type=float, default=18, help="GiB at which a process is refused more")
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
@@ -78,8 +78,8 @@ def read_arguments() -> argparse.Namespace:
 def measure_memory(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Peak memory of percentile calibration on few and on many images."""
     model = open_row(name, None).parts["model"]
-    theirs = Method("ORT, Percentile", "onnxruntime static", {"method": "Percentile", "chunked": False})
-    chunked = replace(theirs, name="ORT, Percentile, strided", settings={"method": "Percentile", "chunked": True})
+    theirs = Method("ORT, Percentile", "onnxruntime static", {"method": "Percentile", "chunk": None})
+    chunked = replace(theirs, name="ORT, Percentile, strided", settings={"method": "Percentile"})
     methods = [our_method("onnxruntime", "percentile"), theirs, chunked]
     counts = IMAGES if arguments.samples is None else (arguments.samples, 2 * arguments.samples)
     runs = []
@@ -87,7 +87,7 @@ def measure_memory(name: str, arguments: argparse.Namespace) -> list[dict[str, A
         calibration = arguments.work / f"photos-{count}.npz"
         if not calibration.exists():
             write_feeds(calibration, photo_feeds(count))
-        runs += repeat(methods, model, calibration, count, arguments)
+        runs += repeat(methods, model, calibration, arguments, rounds=1)
     return runs
 
 
@@ -101,36 +101,41 @@ def measure_seconds(name: str, arguments: argparse.Namespace) -> list[dict[str, 
         examples = [*task.calibration[:count], *spare[: count - len(task.calibration)]]
         write_feeds(calibration, record_feeds(task, examples))
     ours = [our_method(runtime, method) for runtime in ("onnxruntime", "openvino") for method in RANGES]
-    methods = [*ours, *methods_for(transformer=ROWS[name].transformer)]
-    return repeat(methods, task.parts["model"], calibration, count, arguments)
+    theirs = [method for method in methods_for(transformer=ROWS[name].transformer) if not is_a_twin(method)]
+    return repeat([*ours, *theirs], task.parts["model"], calibration, arguments, rounds=arguments.rounds)
+
+
+def is_a_twin(method: Method) -> bool:
+    """Whether a method costs the same as another one: NNCF's presets differ in the grids alone."""
+    return method.settings.get("preset") == "performance"
 
 
 def our_method(runtime: str, method: str) -> Method:
-    """alula's static recipe with a method for ranges."""
+    """A static recipe of alula's, with a method for ranges."""
     settings = {"target": runtime, "proposal": f"int8 static, {method} ranges"}
     return Method(f"alula, {runtime}, {method}", "alula", settings)
 
 
 def repeat(
-    methods: Sequence[Method], model: Model, calibration: Path, count: int, arguments: argparse.Namespace
+    methods: Sequence[Method], model: Model, calibration: Path, arguments: argparse.Namespace, *, rounds: int
 ) -> list[dict[str, Any]]:
     """Run the methods in turns; one result for each. What failed is not run again."""
     source = model.save(arguments.work / "float.onnx")
-    limit = int(arguments.memory_limit * 2**30)
-    found: dict[str, list[Any]] = {method.name: [] for method in methods}
-    for turn in range(arguments.rounds):
+    limit, count = int(arguments.memory_limit * 2**30), len(Feeds(calibration))
+    found: dict[str, list[Report]] = {method.name: [] for method in methods}
+    for turn in range(rounds):
         for method in methods[:: 1 if turn % 2 == 0 else -1]:
             if any(report.failure for report in found[method.name]):
                 continue
             folder = arguments.work / "made"
             shutil.rmtree(folder, ignore_errors=True)
-            report = call(method, source, calibration, folder, memory_limit_bytes=limit)
+            report = call(method, source, calibration, folder, memory_limit_bytes=limit, timeout_seconds=1800)
             log.info("  %s, %d samples: %.1f s %s", method.name, count, report.seconds, report.failure)
             found[method.name].append(report)
     return [summarise(method, count, found[method.name]) for method in methods]
 
 
-def summarise(method: Method, count: int, reports: Sequence[Any]) -> dict[str, Any]:
+def summarise(method: Method, count: int, reports: Sequence[Report]) -> dict[str, Any]:
     """The median run of a method."""
     failures = [report.failure for report in reports if report.failure]
     identity = {"name": method.name, "maker": method.kind.split()[0], "samples": count}

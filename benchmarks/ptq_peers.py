@@ -32,15 +32,15 @@ from benchmarks.peers.rendering import render
 from benchmarks.peers.rows import ROWS, Row, methods_for, open_row, record_feeds
 from benchmarks.peers.scoring import FLOAT, Contender, compare
 
-log = logging.getLogger("ptq_peers")
+log = logging.getLogger("benchmarks.ptq_peers")
 RUNTIMES = ("onnxruntime", "openvino")
 THREADS = (1, 2)
 
 
 def main() -> None:
     arguments = read_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("alula").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     require_peers()
     results = open_results(arguments.results)
     for name in arguments.rows:

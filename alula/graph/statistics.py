@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -68,7 +67,9 @@ class Statistics(Mapping[str, TensorStatistics]):
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(  # type: ignore[override]
+        self, name: str, default: TensorStatistics | None = None
+    ) -> TensorStatistics | None:
         """The statistics of a tensor, or the default where none were collected."""
         return self._tensors.get(name, default)
 

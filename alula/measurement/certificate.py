@@ -65,16 +65,18 @@ class Certificate:
     original_score: float
     candidate_score: float
 
-    def sentence(self, metric: str | None = None) -> str:
+    def sentence(self, metric: str | None = None, *, labelled: bool = True) -> str:
         """The certificate in plain words; figures are rounded so that they never claim more than was shown.
 
         Args:
             metric: name of the score, such as "accuracy" (the default for scores that are 0 or 1).
+            labelled: False where the score is agreement with the original: nothing is said of right and wrong then.
         """
-        name = metric or ("score" if self.lost is None else "accuracy")
+        name = metric or ("score" if self.lost is None else "accuracy" if labelled else "agreement")
+        name = name if labelled else f"{name} with the original"
         words = {"holds": _say_holds, "not enough examples": _say_not_enough, "fails": _say_fails}[self.verdict]
         again = f" This was attempt {self.attempt} on these examples; the confidence counts all attempts together."
-        return words(self, name) + (again if self.attempt > 1 else "")
+        return words(self, name, _observation(self, name, labelled=labelled)) + (again if self.attempt > 1 else "")
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary for JSON; a bound of infinity becomes None."""
@@ -337,7 +339,7 @@ def _as_numbers(values: npt.ArrayLike, what: str) -> Floats:
         raise DataError(f"{what} must be numbers in a rectangular array: {error}") from error
 
 
-def _say_holds(certificate: Certificate, name: str) -> str:
+def _say_holds(certificate: Certificate, name: str, observation: str) -> str:
     bound = certificate.bound
     if bound >= 0:
         claim = f"loses at most {_amount(certificate, bound, name)}"
@@ -345,11 +347,11 @@ def _say_holds(certificate: Certificate, name: str) -> str:
         claim = f"gains at least {_amount(certificate, bound, name)}"
     return (
         f"With {_percent(certificate)} confidence the candidate {claim} on data like these: "
-        f"{_examples(certificate)}; {_observation(certificate, name)} ({_test(certificate)})."
+        f"{_examples(certificate)}; {observation} ({_test(certificate)})."
     )
 
 
-def _say_not_enough(certificate: Certificate, name: str) -> str:
+def _say_not_enough(certificate: Certificate, name: str, observation: str) -> str:
     needed = certificate.examples_needed
     more = "no number of examples within reach would do"
     if needed is not None:
@@ -357,14 +359,14 @@ def _say_not_enough(certificate: Certificate, name: str) -> str:
     return (
         f"Not enough examples to tell, with {_percent(certificate)} confidence, that the candidate loses at most "
         f"{_amount(certificate, certificate.max_drop, name)}: {more}. So far: {_examples(certificate)}; "
-        f"{_observation(certificate, name)}; {_what_can_be_said(certificate, name)} ({_test(certificate)})."
+        f"{observation}; {_what_can_be_said(certificate, name)} ({_test(certificate)})."
     )
 
 
-def _say_fails(certificate: Certificate, name: str) -> str:
+def _say_fails(certificate: Certificate, name: str, observation: str) -> str:
     return (
         f"No certificate: the candidate must lose less than {_amount(certificate, certificate.max_drop, name)}, "
-        f"and did not on {_examples(certificate)}; {_observation(certificate, name)}; "
+        f"and did not on {_examples(certificate)}; {observation}; "
         f"{_what_can_be_said(certificate, name)} ({_test(certificate)})."
     )
 
@@ -376,7 +378,9 @@ def _what_can_be_said(certificate: Certificate, name: str) -> str:
     return f"with {_percent(certificate)} confidence its true {verb} {_amount(certificate, certificate.bound, name)}"
 
 
-def _observation(certificate: Certificate, name: str) -> str:
+def _observation(certificate: Certificate, name: str, *, labelled: bool) -> str:
+    if certificate.lost is not None and not labelled:
+        return f"it answers differently from the original on {certificate.lost:,} of them"
     if certificate.lost is not None and certificate.gained is not None:
         return (
             f"it got wrong {certificate.lost:,} that the original got right, "

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alula.errors import DataError, TargetError
+from alula.examples import read_example
 from alula.graph.model import Model
 from alula.targets import Artifact, Opened, Target
 
@@ -55,7 +56,7 @@ def record_trace(task: Traceable, limit: int = 32) -> Trace:
             calls.append((part, {name: np.array(array) for name, array in feeds.items()}))
         return task.parts[part].run(feeds)
 
-    task.scorer(run, task.calibration[:1])
+    task.scorer(run, [read_example(task.calibration, 0)])
     if not calls:
         raise DataError("the scorer must run the model at least once for an example, and it never did")
     if made > limit:

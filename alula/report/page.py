@@ -15,8 +15,9 @@ from alula.measurement.certificate import Certificate
 from alula.measurement.measurement import Measurement
 from alula.report.plots import costs_of, describe, trade_off
 from alula.report.tables import Cell, Column, Html, element, facts, join, path, safe, table
-from alula.search.result import Candidate, Finding, Frontier
+from alula.search.result import Candidate, Finding, Frontier, LayerRow, TimeSplit
 from alula.search.words import (
+    SAID,
     bytes_in_words,
     change_in_words,
     count_in_words,
@@ -28,7 +29,7 @@ from alula.search.words import (
 )
 
 REPORT_FILE = "report.html"
-TIME_ROWS = 8  # layers shown when the page explains where the time went
+TIME_ROWS = 8  # of the layers that take the longest
 
 QUANTITIES = {
     "latency_p50_ms": "Latency, median",
@@ -43,7 +44,6 @@ QUANTITIES = {
     "memory_increase_bytes": "Memory that the model adds",
     "energy_mj": "Energy per example",
 }
-HIDDEN = ("size_bytes", "score")  # said from the candidate itself
 
 STATES = {
     "certified": (
@@ -116,7 +116,7 @@ def _header(frontier: Frontier) -> Html:
     label, meaning = STATES[state]
     if frontier.chosen is None:
         meaning += f" {frontier.best.name}: {change_in_words(frontier)}"
-    proof = [] if frontier.certificate is None else [element("p", frontier.certificate.sentence(frontier.metric))]
+    proof = [] if frontier.certificate is None else [element("p", _sentence(frontier.certificate, frontier))]
     if not frontier.labelled:
         proof.append(
             element("p", "No labels were given: the score is agreement with the original model, not correctness. ",
@@ -129,6 +129,10 @@ def _header(frontier: Frontier) -> Html:
         element("div", element("p", element("strong", label), " ", meaning), *proof, class_=f"proof {state}"),
         element("p", "Budget: ", _budget(frontier.budget, frontier.metric), ".", class_="quiet"),
     )
+
+
+def _sentence(certificate: Certificate, frontier: Frontier) -> str:
+    return certificate.sentence(frontier.metric, labelled=frontier.labelled)
 
 
 def _budget(budget: Budget, metric: str) -> str:
@@ -155,10 +159,9 @@ def _key_figures(frontier: Frontier) -> Html:
     rows: list[Sequence[object]] = [
         ("Size", bytes_in_words(original.size_bytes), bytes_in_words(best.size_bytes),
          size_change_in_words(original, best), "all files together"),
-        (f"Score: {frontier.metric}", score_in_words(original.score), score_in_words(best.score), _drop(best.drop),
-         "on the examples that the search saw"),
+        (f"Score: {frontier.metric}", _score(original), _score(best), _drop_with_interval(best), _score_how(best)),
     ]  # fmt: skip
-    keys = [*QUANTITIES, *(key for key in best.measurements if key not in QUANTITIES and key not in HIDDEN)]
+    keys = [*QUANTITIES, *(key for key in best.measurements if key not in QUANTITIES and key not in SAID)]
     for key in keys:
         before, after = original.measurements.get(key), best.measurements.get(key)
         if before is not None or after is not None:
@@ -200,6 +203,27 @@ def _bound(certificate: Certificate) -> tuple[str, str, str]:
 
 def _drop(drop: float) -> str:
     return f"{score_in_words(drop)} lost" if drop > 0 else "no loss seen"
+
+
+def _score(one: Candidate) -> Html:
+    return join([score_in_words(one.score), _interval(one.measurements.get("score"))])
+
+
+def _drop_with_interval(one: Candidate) -> Html:
+    return join([_drop(one.drop), _interval(one.measurements.get("drop"))])
+
+
+def _interval(measured: Measurement | None) -> Html:
+    """The ends of the interval of a score or a drop, on a line of its own."""
+    if measured is None or measured.low is None or measured.high is None:
+        return Html("")
+    return element("small", f"{score_in_words(measured.low)} to {score_in_words(measured.high)}")
+
+
+def _score_how(one: Candidate) -> str:
+    measured = one.measurements.get("score")
+    how = "on the examples that the search saw"
+    return how if measured is None else f"{how}; {measured.method}; n = {measured.n:,}"
 
 
 def _quantity(key: str, measured: Measurement | None) -> tuple[Html, str]:
@@ -247,26 +271,42 @@ def _trade_offs(frontier: Frontier) -> Html:
 
 def _layers(frontier: Frontier) -> Html:
     layers = sorted(frontier.best.layers, key=lambda row: (row.harm is None, 0.0 if row.harm is None else -row.harm))
-    several = len({row.part for row in layers}) > 1
-    columns = (
-        Column("Layer"), *((Column("Part"),) if several else ()), Column("Operator"), Column("Bits"),
-        Column("Weights", number=True), Column("MACs", number=True), Column("Harm", number=True),
-        Column("Time", number=True), Column("Why", wide=True),
-    )  # fmt: skip
+    if not layers:
+        return _section("Layers", element("p", "No layers were recorded for this candidate."))
+    harmed, timed = (any(getattr(row, field) is not None for row in layers) for field in ("harm", "latency_share"))
+    parts = len({row.part for row in layers}) > 1
+    columns = [Column("Layer"), *([Column("Part")] if parts else []), Column("Operator"), Column("Bits"),
+               Column("Weights", number=True), Column("MACs", number=True)]  # fmt: skip
+    columns += [Column("Harm", number=True)] if harmed else []
+    columns += [Column("Time", number=True), Column("Originally", number=True)] if timed else []
+    before = {(row.part, row.name): row for row in frontier.original.layers}
     rows = [
-        (path(row.name), *((row.part,) if several else ()), row.operator, row.bits,
+        (path(row.name), *((row.part,) if parts else ()), row.operator, row.bits,
          Cell(bytes_in_words(row.weight_bytes), row.weight_bytes), Cell(count_in_words(row.macs), row.macs),
-         Cell("-" if row.harm is None else f"{row.harm:+.4f}", row.harm),
-         Cell("-" if row.latency_share is None else f"{row.latency_share:.1%}", row.latency_share), row.why)
+         *((Cell("-" if row.harm is None else f"{row.harm:.2%}", row.harm),) if harmed else ()),
+         *((_layer_time(row, frontier.best), _layer_time(before.get((row.part, row.name)), frontier.original))
+           if timed else ()), row.why)
         for row in layers
     ]  # fmt: skip
-    if not rows:
-        return _section("Layers", element("p", "No layers were recorded for this candidate."))
-    caption = f"{len(rows)} layers of {frontier.best.name}, worst harm first"
-    legend = "Harm is what the score loses when this layer alone is compressed. Press a heading to sort by it."
-    return _section(
-        "Layers", element("p", legend, class_="quiet"), table(caption, columns, rows, sortable=True, tall=True)
+    caption = f"{len(rows)} layers of {frontier.best.name}" + (", worst harm first" if harmed else "")
+    legend = (
+        "Harm is the relative error of the network's output when this layer alone is compressed. " if harmed else ""
     )
+    legend += "Time is that of the layer in the runtime, for one example. " if timed else ""
+    return _section(
+        "Layers",
+        element("p", legend, "Press a heading to sort by it.", class_="quiet"),
+        table(caption, [*columns, Column("Why", wide=True)], rows, sortable=True, tall=True),
+    )
+
+
+def _layer_time(row: LayerRow | None, one: Candidate) -> Cell:
+    if row is None or row.latency_share is None:
+        return Cell("-", None)
+    share = row.latency_share
+    if one.time is None:
+        return Cell(f"{share:.1%}", share)
+    return Cell(f"{share * one.time.total_ms:.3g} ms", share * one.time.total_ms)
 
 
 def _findings(findings: Sequence[Finding]) -> Html:
@@ -314,26 +354,45 @@ def _candidate(one: Candidate) -> tuple[object, ...]:
 
 
 def _time(frontier: Frontier) -> Html:
-    """Where the time went; said only when the result is not faster than the original."""
+    """Where the time went, by the runtime's profiler; said in any case when the result is not faster."""
     best = frontier.best
     ratio = best.measurements.get("latency_ratio")
     slow = ratio is not None and (ratio.value if ratio.low is None else ratio.low) <= 1
-    timed = sorted(
-        ((row.latency_share, row) for row in best.layers if row.latency_share is not None), key=lambda pair: -pair[0]
-    )
-    if not slow:
+    if best.time is None and not slow:
         return Html("")
-    if not timed:
-        return _section("Where the time went", element("p", f"{best.name}: {best.verdict}."))
-    bars = join(
+    told = [element("p", f"{best.name} is not measurably faster than the original.")] if slow and best.verdict else []
+    timed = sorted(((row.latency_share, row) for row in best.layers if row.latency_share), key=lambda pair: -pair[0])
+    bars = [
         element("li", element("code", row.name), " ", element("span", f"{row.operator}, {row.bits}", class_="quiet"),
                 element("span", f"{share:.1%}", class_="share"), element("meter", value=f"{share:.4f}", max="1"))
         for share, row in timed[:TIME_ROWS]
-    )  # fmt: skip
-    rest = max(1 - sum(share for share, _ in timed), 0.0)
-    told = f"{best.name} is not faster than the original. Its time goes to these layers"
-    told += f"; {rest:.0%} goes to everything that bears no weights (reshaping, activations, conversions)."
-    return _section("Where the time went", element("p", told), element("ol", bars, class_="bars"))
+    ]  # fmt: skip
+    longest = [element("h3", "The layers that take longest"), element("ol", join(bars), class_="bars")] if bars else []
+    return _section("Where the time went", *told, *_time_table(frontier.original, best), *longest)
+
+
+def _time_table(original: Candidate, best: Candidate) -> list[Html]:
+    sides = [(one.name, one.time) for one in (original, best) if one.time is not None]
+    if best.time is None:
+        return []
+    kinds = {
+        "Layers computed in int8": [split.int8 for _, split in sides],
+        "Layers computed in float": [split.floating for _, split in sides],
+        "Conversions of types and layouts": [split.conversions for _, split in sides],
+        "Everything else": [split.other for _, split in sides],
+    }
+    rows: list[Sequence[object]] = [
+        (title, *(_time_share(share, split) for share, (_, split) in zip(shares, sides, strict=True)))
+        for title, shares in kinds.items()
+    ]
+    rows.append(("Number of conversions", *(f"{split.conversion_count:,}" for _, split in sides)))
+    rows.append(("Number of operators", *(f"{split.node_count:,}" for _, split in sides)))
+    columns = (Column("Work"), *(Column(name, number=True) for name, _ in sides))
+    return [table("Time of one example in the runtime's own profiler, which slows it down a little", columns, rows)]
+
+
+def _time_share(share: float, split: TimeSplit) -> Html:
+    return join([f"{share * split.total_ms:.3g} ms", element("small", f"{share:.0%}")])
 
 
 def _reproduce(frontier: Frontier) -> Html:

@@ -55,7 +55,7 @@ def costs_of(frontier: Frontier) -> tuple[Cost, ...]:
 def score_floor(frontier: Frontier) -> tuple[float, float]:
     """The worst score that the budget allows, and the direction of better (+1 higher, -1 lower)."""
     original = frontier.original.score
-    direction = -1.0 if any((original - one.score) * one.drop < 0 for one in frontier.candidates) else 1.0
+    direction = 1.0 if frontier.higher_is_better else -1.0
     allowed = frontier.budget.max_drop * (abs(original) if frontier.budget.relative else 1.0)
     return original - direction * allowed, direction
 

@@ -17,8 +17,11 @@ from alula.measurement.energy import estimate_energy
 from alula.measurement.measure import measure, measure_size
 from alula.measurement.parity import check_parity
 from alula.measurement.score import Scores, drop, score
+from alula.measurement.score_interval import measure_drop, measure_score
+from alula.measurement.throughput import measure_throughput
 from alula.recipe import Recipe, apply_recipe
 from alula.search.layer_rows import layer_rows, operand_bits, where_the_time_goes
+from alula.search.layer_times import assign, split_time, with_shares
 from alula.search.result import Candidate, LayerRow
 from alula.search.store import storing
 from alula.search.trial import Trial
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 ORIGINAL: Final = "original"
 SHORT_SECONDS: Final = 0.4  # of timed work per contender, to compare candidates
 LONG_SECONDS: Final = 3.0  # to state a result
+PROFILED_RUNS: Final = (3, 20)  # fewest and most
+PROFILED_SECONDS: Final = 0.5  # of runs, for each part
 
 Artifacts = Mapping[str, "Artifact"]
 
@@ -112,7 +117,8 @@ def try_original(ground: Ground, on_progress: Callable[[int, int], None] | None 
     """
     named = Candidate(ORIGINAL, Recipe(), 0, 0.0, 0.0, {})
     trial = _score(ground, named, ground.task.parts, ground.artifacts, on_progress)
-    return _measured(ground, trial, {ORIGINAL: ground.artifacts})
+    trial = _measured(ground, trial, {ORIGINAL: ground.artifacts})
+    return _profiled(ground, trial, ground.task.parts, ground.artifacts)
 
 
 def try_recipe(
@@ -134,15 +140,19 @@ def try_recipe(
     parity = check_parity(models, ground.target, artifacts, ground.trace)
     trial = _score(ground, Candidate(name, recipe, 0, 0.0, 0.0, {}), models, artifacts, on_progress)
     scores = [Scores(one.values, one.candidate.score) for one in (original, trial)]
-    lossy = replace(trial.candidate, drop=drop(scores[0], scores[1], ground.task))
-    trial = replace(trial, candidate=lossy, distrust="" if parity.ok else parity.note)
-    return _measured(ground, trial, {ORIGINAL: ground.artifacts, name: artifacts})
+    lost = drop(scores[0], scores[1], ground.task)
+    trial = replace(trial, candidate=replace(trial.candidate, drop=lost), distrust="" if parity.ok else parity.note)
+    trial = trial.measured({"drop": measure_drop(original.values, trial.values, lost, ground.task, seed=ground.seed)})
+    trial = _measured(ground, trial, {ORIGINAL: ground.artifacts, name: artifacts})
+    return _profiled(ground, trial, models, artifacts)
 
 
 def measure_long(ground: Ground, name: str, artifacts: Artifacts) -> dict[str, dict[str, Measurement]]:
     """The numbers to state, of the original and of a candidate, from one long interleaved run."""
     contenders = {ORIGINAL: ground.artifacts, name: artifacts}
-    return measure(ground.target, contenders, ground.trace, seconds=LONG_SECONDS, seed=ground.seed)
+    found = measure(ground.target, contenders, ground.trace, seconds=LONG_SECONDS, seed=ground.seed)
+    rates = measure_throughput(ground.target, contenders, ground.trace, seconds=LONG_SECONDS / 6, seed=ground.seed)
+    return {contender: found[contender] | rates[contender] for contender in contenders}
 
 
 def apply_to_parts(
@@ -205,7 +215,8 @@ def _score(
         artifacts={part: _relative(artifact.path, ground) for part, artifact in artifacts.items()},
     )
     files = {part: tuple(_relative(file, ground) for file in artifact.files) for part, artifact in artifacts.items()}
-    return Trial(candidate, np.asarray(scores.values, np.float64), files)
+    interval = measure_score(scores.values, scores.score, ground.task, seed=ground.seed)
+    return Trial(candidate, np.asarray(scores.values, np.float64), files).measured({"score": interval})
 
 
 def _measured(ground: Ground, trial: Trial, contenders: Mapping[str, Artifacts]) -> Trial:
@@ -214,6 +225,21 @@ def _measured(ground: Ground, trial: Trial, contenders: Mapping[str, Artifacts])
         ground.target, contenders, ground.trace, seconds=SHORT_SECONDS, seed=ground.seed, memory=ground.memory
     )
     return _with_energy(trial.measured(found[trial.name]), ground.calls)
+
+
+def _profiled(ground: Ground, trial: Trial, models: Mapping[str, Model], artifacts: Artifacts) -> Trial:
+    """The trial with what its time is spent on. Of several calls of a part, the middle one stands for all."""
+    fewest, most = PROFILED_RUNS
+    latency = trial.candidate.measurements["latency_p50_ms"].value / 1e3
+    runs = min(most, max(fewest, round(PROFILED_SECONDS / max(latency, 1e-6))))
+    shares = {}
+    for part in ground.calls:
+        feeds = [feeds for called, feeds in ground.trace if called == part]
+        times = ground.target.profile(artifacts[part], feeds[len(feeds) // 2], runs=runs)
+        shares[part] = assign(times, ground.task.parts[part], models[part])
+    split = split_time(shares, ground.calls)
+    rows = with_shares(trial.candidate.layers, shares, ground.calls, split.total_ms)
+    return replace(trial, candidate=replace(trial.candidate, layers=rows, time=split))
 
 
 def _relative(path: Path, ground: Ground) -> str:

@@ -50,13 +50,13 @@ def choose(search: Search) -> Choice:
     rejected: dict[str, str] = {}
     undecided: Choice | None = None
     failed: Choice | None = None
-    number = 1
+    task, number = search.ground.task, 1
     for trial, terms in _measured(search, rejected):
         certificate = _certify(search, trial, number)
         choice = Choice(trial, None, certificate, terms, rejected)
         if certificate.verdict == "holds":
             return choice
-        rejected[trial.name] = certificate.sentence(search.ground.task.metric)
+        rejected[trial.name] = certificate.sentence(task.metric, labelled=task.labelled)
         if certificate.verdict == "fails":
             failed = failed or replace(choice, chosen=None, closest=trial)
         else:

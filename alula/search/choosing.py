@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from alula.search.words import bytes_in_words, score_in_words
+from alula.search.words import bytes_in_words, score_in_words, speed_change_in_words
 
 if TYPE_CHECKING:
     from alula.budget import Budget
@@ -103,8 +103,8 @@ class Terms:
         objective = self.budget.minimize
         if objective == "latency":
             ratio = trial.candidate.measurements.get("latency_ratio")
-            found = "it was not measured" if ratio is None else f"{ratio} its speed"
-            return f"it is not faster than the original beyond doubt ({found})"
+            found = None if ratio is None else speed_change_in_words(trial.candidate)
+            return f"it is not faster than the original: {found or 'its speed was not measured'}"
         return f"it does not need less {objective} than the original ({self.cost(trial):.2f}x)"
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +23,7 @@ from alula.graph.model import Note
 from alula.measurement.machine import describe_machine, versions
 from alula.measurement.parity import check_parity
 from alula.measurement.trace import record_trace
-from alula.search.building import ORIGINAL, Ground, build, ship, try_original
+from alula.search.building import ORIGINAL, Ground, build, ship, slug, try_original
 from alula.search.certifying import Choice, choose
 from alula.search.choosing import Terms, closest, non_dominated
 from alula.search.events import Event
@@ -124,7 +126,10 @@ def finish(search: Search, choice: Choice, started: float) -> Frontier:
         choice = replace(choice, chosen=chosen, closest=None if chosen is not None else shipped)
     frontier = assemble(search, choice, distance_in_words(choice), started)
     frontier = replace(frontier, fingerprints=fingerprints)
+    kept = {ORIGINAL, frontier.best.name, *frontier.pareto}
+    frontier = replace(frontier, candidates=tuple(_forgetting(one, kept) for one in frontier.candidates))
     write_result(frontier, folder)
+    _remove_all_but(folder / "trials", {slug(name) for name in kept})
     return frontier
 
 
@@ -151,6 +156,7 @@ def assemble(search: Search, choice: Choice, distance: str, started: float) -> F
         seconds=round(time.monotonic() - started, 3),
         versions=versions(),
         machine=describe_machine(),
+        higher_is_better=task.higher_is_better,
     )
 
 
@@ -190,6 +196,19 @@ def _interrupted(search: Search, started: float) -> Frontier:
 
 def _pointing_at(candidate: Candidate, paths: Mapping[str, Path], folder: Path) -> Candidate:
     return replace(candidate, artifacts={part: path.relative_to(folder).as_posix() for part, path in paths.items()})
+
+
+def _forgetting(candidate: Candidate, kept: AbstractSet[str]) -> Candidate:
+    """The candidate, without paths to files that are not kept."""
+    return candidate if candidate.name in kept else replace(candidate, artifacts={})
+
+
+def _remove_all_but(folder: Path, kept: AbstractSet[str]) -> None:
+    """Remove what other candidates built; the store has their numbers, and their recipes build them again."""
+    with storing(f"tidy {folder}"):
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name not in kept:
+                shutil.rmtree(path)
 
 
 def _hash(path: Path) -> str:

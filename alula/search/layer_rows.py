@@ -53,11 +53,10 @@ def where_the_time_goes(part: str, rows: tuple[LayerRow, ...], candidate: Model)
     kinds = Counter(row.operator for row in left).most_common(3)
     words = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if left else ""
     conversions = sum(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in candidate.graph)
-    return Note(
-        part,
-        f"{len(left)} of {len(rows)} layers compute in float{words}{share}; {conversions} activations are converted to "
-        "integers on the way",
-    )
+    converted = "1 activation is" if conversions == 1 else f"{conversions} activations are"
+    layers = "layer computes" if len(rows) == 1 else "layers compute"
+    text = f"{len(left)} of {len(rows)} {layers} in float{words}{share}; {converted} converted to integers on the way"
+    return Note(part, text)
 
 
 def computes_in_float(row: LayerRow) -> bool:

@@ -56,9 +56,26 @@ class LayerRow(_Record):
     bits: str  # weight x activation in words: "int8 x uint8", "float32", "int4/32"
     weight_bytes: int
     macs: int
-    harm: float | None  # drop in score when only this layer is compressed; None where it was not measured
-    latency_share: float | None  # fraction of the candidate's time, 0..1
+    harm: float | None  # relative error of the graph's outputs when only this layer is compressed; None: not measured
+    latency_share: float | None  # fraction of the time of all nodes, 0..1; None where the profiler shows no such node
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSplit(_Record):
+    """Where the time goes, node by node, by the runtime's own profiler: four fractions that add up to 1.
+
+    Layers count as int8 when the runtime computes them in integers, whatever their graph says. ``conversions`` are
+    quantizing, dequantizing, casts and layout changes that the original's graph does not ask for.
+    """
+
+    total_ms: float  # of all nodes, for one example; the profiler slows it down a little
+    int8: float  # fraction spent in layers computed in integers
+    floating: float  # fraction spent in layers computed in floating point
+    conversions: float
+    other: float  # everything that bears no weights and converts nothing
+    conversion_count: int
+    node_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +103,8 @@ class Candidate(_Record):
     notes: tuple[Note, ...] = ()
     verdict: str = ""  # why it was or was not chosen
     layers: tuple[LayerRow, ...] = ()
-    artifacts: dict[str, str] = field(default_factory=dict)  # part -> path relative to the output folder
+    artifacts: dict[str, str] = field(default_factory=dict)  # part -> path relative to the output folder; {}: not kept
+    time: TimeSplit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,7 @@ class Frontier(_Record):
     machine: dict[str, str] = field(default_factory=dict)
     command: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the task, its models and the chosen artifact
+    higher_is_better: bool = True  # of the score
 
     def __post_init__(self) -> None:
         names = [self.original.name, *(candidate.name for candidate in self.candidates)]

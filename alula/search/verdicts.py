@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from alula.search.words import time_in_words
+
 if TYPE_CHECKING:
     from alula.search.certifying import Choice
     from alula.search.result import Candidate, LayerRow
@@ -47,8 +49,7 @@ def _beaten(search: Search, winner: Trial | None, trial: Trial) -> str:
 
 
 def _where_time_goes(trial: Trial) -> str:
-    notes = [note.text for note in trial.candidate.notes if "compute in float" in note.text]
-    return f"; {'; '.join(notes)}" if notes else ""
+    return "" if trial.candidate.time is None else f"; its time goes to {time_in_words(trial.candidate.time)}"
 
 
 def _explained(search: Search, trial: Trial) -> tuple[LayerRow, ...]:

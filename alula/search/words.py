@@ -6,8 +6,9 @@ from html import escape
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from alula.search.result import Candidate, Frontier
+    from alula.search.result import Candidate, Frontier, TimeSplit
 
+SAID = ("size_bytes", "score", "drop")  # measurements that are said from the candidate itself
 SAME_SPEED = 0.01  # what a change of latency must exceed to be called one
 
 
@@ -69,6 +70,16 @@ def speed_change_in_words(candidate: Candidate) -> str | None:
     return f"{1 / ratio.value:.2f}x slower ({1 / high:.2f}-{1 / low:.2f}x)"
 
 
+def time_in_words(split: TimeSplit) -> str:
+    """Where the time goes: shares of layers in integers and in float, of conversions, of the rest."""
+    conversions = f"{split.conversion_count} conversion{'' if split.conversion_count == 1 else 's'}"
+    each = split.total_ms / max(split.node_count, 1)
+    return (
+        f"int8 layers {split.int8:.0%}, float layers {split.floating:.0%}, {conversions} {split.conversions:.0%}, "
+        f"other operators {split.other:.0%} ({split.node_count:,} operators, {each:.3g} ms each on average)"
+    )
+
+
 def score_change_in_words(frontier: Frontier, candidate: Candidate) -> str:
     """What was lost."""
     after = score_in_words(candidate.score)
@@ -115,7 +126,7 @@ def summary_in_html(frontier: Frontier) -> str:
     rows = [
         ("size", bytes_in_words(original.size_bytes), bytes_in_words(best.size_bytes)),
         (frontier.metric, score_in_words(original.score), score_in_words(best.score)),
-        *((key, str(original.measurements[key]), str(best.measurements[key])) for key in keys if key != "size_bytes"),
+        *((key, str(original.measurements[key]), str(best.measurements[key])) for key in keys if key not in SAID),
     ]
     body = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in rows)
     certificate = (

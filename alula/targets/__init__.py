@@ -5,9 +5,9 @@ from __future__ import annotations
 from alula.errors import TargetError
 from alula.targets.onnxruntime import OnnxRuntime
 from alula.targets.openvino import OpenVino
-from alula.targets.target import Artifact, Opened, Target, Traits
+from alula.targets.target import Artifact, NodeTime, Opened, Target, Traits
 
-__all__ = ["Artifact", "OnnxRuntime", "OpenVino", "Opened", "Target", "Traits", "target_named"]
+__all__ = ["Artifact", "NodeTime", "OnnxRuntime", "OpenVino", "Opened", "Target", "Traits", "target_named"]
 
 
 def target_named(name: str, threads: int = 0) -> Target:

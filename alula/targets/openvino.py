@@ -16,6 +16,7 @@ from alula.graph.model import TensorSpec, check_feeds
 from alula.targets.processor import Processor, read_processor
 from alula.targets.target import (
     Artifact,
+    NodeTime,
     Opened,
     Traits,
     check_artifact,
@@ -32,6 +33,9 @@ _STATIC_INT8 = frozenset({
     "Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool", "Relu",
     "Clip", "PRelu", "LeakyRelu", "Concat", "Split", "Resize", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
 })  # fmt: skip
+
+_HOLDERS = frozenset({"If", "Loop", "TensorIterator"})  # their time is that of the operators inside
+_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,28 @@ class OpenVino:
         Raises:
             TargetError: a file is missing or damaged, or OpenVINO refuses it.
         """
-        check_artifact(self.name, artifact)
-        core = _runtime().Core()
-        try:
-            compiled = core.compile_model(core.read_model(artifact.path), "CPU", self._settings())
-        except Exception as error:  # OpenVINO raises RuntimeError, and ValueError for damaged files
-            raise TargetError(f"OpenVINO cannot open {artifact.path.name}: {_reason(error)}") from error
-        return _Compiled(compiled)
+        return self._compile(artifact, self._settings())
+
+    def profile(self, artifact: Artifact, feeds: Mapping[str, np.ndarray], *, runs: int = 20) -> tuple[NodeTime, ...]:
+        """Time each operator by OpenVINO's counters; those that were folded or merged away took no time.
+
+        Raises:
+            TargetError: a file is missing or damaged, or OpenVINO refuses it.
+            DataError: the feeds do not fit, or OpenVINO fails on them.
+        """
+        compiled = self._compile(artifact, self._settings() | {"PERF_COUNT": True})
+        compiled(feeds)  # warms up
+        taken: dict[tuple[str, str, str], list[float]] = {}
+        for _ in range(runs):
+            compiled(feeds)
+            for node in compiled.counters():
+                key = (node.node_name, node.node_type, node.exec_type)
+                taken.setdefault(key, []).append(1e3 * node.real_time.total_seconds())
+        return tuple(
+            NodeTime(name, operator, float(np.median(times)), _precision(kernel))
+            for (name, operator, kernel), times in taken.items()
+            if operator not in _HOLDERS
+        )
 
     def describe(self) -> dict[str, str]:
         """Runtime, version and settings."""
@@ -105,6 +124,15 @@ class OpenVino:
             "threads": str(count_threads(self.threads)),
             "settings": ", ".join(f"{key}={value}" for key, value in self._settings().items()),
         }
+
+    def _compile(self, artifact: Artifact, settings: Mapping[str, Any]) -> _Compiled:
+        check_artifact(self.name, artifact)
+        core = _runtime().Core()
+        try:
+            compiled = core.compile_model(core.read_model(artifact.path), "CPU", dict(settings))
+        except Exception as error:  # OpenVINO raises RuntimeError, and ValueError for damaged files
+            raise TargetError(f"OpenVINO cannot open {artifact.path.name}: {_reason(error)}") from error
+        return _Compiled(compiled)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -160,6 +188,11 @@ class _Compiled:
             raise DataError(f"the model fails on these inputs in OpenVINO: {_reason(error)}") from error
         return {name: outputs[index] for name, index in self._outputs}
 
+    def counters(self) -> list[Any]:
+        """What the last run executed, node by node; to be asked for when it is compiled."""
+        nodes = self._request.get_profiling_info()
+        return [node for node in nodes if node.status == node.Status.EXECUTED]
+
 
 def _convert(model: Model, scratch: Path, name: str) -> tuple[Path, Path]:
     """Write .xml and .bin into an empty folder. ``Core.read_model`` and not ``convert_model``, which calls home."""
@@ -187,6 +220,11 @@ def _spec(port: Any) -> TensorSpec:
     shape = port.get_partial_shape()
     axes = None if shape.rank.is_dynamic else tuple(None if axis.is_dynamic else axis.get_length() for axis in shape)
     return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), axes)
+
+
+def _precision(kernel: str) -> str | None:
+    """The type that a kernel computes in, which ends its name: "brgemm_avx512_I8"."""
+    return _PRECISIONS.get(kernel.rpartition("_")[2].lower())
 
 
 def _reason(error: Exception) -> str:

@@ -44,6 +44,20 @@ class Artifact:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """One operator as the runtime executed it: its name there, and the median time of a run.
+
+    Names come from the graph, with what the runtime's fusions made of them. ``precision`` is the type it computes in
+    ("int8", "float32", ...), None where the runtime does not tell.
+    """
+
+    name: str
+    operator: str
+    milliseconds: float
+    precision: str | None = None
+
+
 class Opened(Protocol):
     """An artifact in a runtime: feeds by input name in, outputs by the model's output names out."""
 
@@ -92,6 +106,17 @@ class Target(Protocol):
 
         Raises:
             TargetError: a file is missing or damaged, or the runtime refuses it.
+        """
+        ...
+
+    def profile(self, artifact: Artifact, feeds: Mapping[str, np.ndarray], *, runs: int = 20) -> tuple[NodeTime, ...]:
+        """Time each operator of an artifact by the runtime's own profiler, which slows it down a little.
+
+        Operators that hold others (If, Loop) are left out, those inside are counted.
+
+        Raises:
+            TargetError: a file is missing or damaged, or the runtime refuses it.
+            DataError: the feeds do not fit, or the runtime fails on them.
         """
         ...
 

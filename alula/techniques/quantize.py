@@ -106,7 +106,9 @@ class Quantize:
             with at(f"layer {layer.name!r}"):
                 if layer.input in factors:
                     scale_rows(editor, layer, factors[layer.input])
-                self._quantize_layer(editor, layer, scales[placement.root(layer.input)][0], context.statistics)
+                scale = scales[placement.root(layer.input)][0]
+                means = _input_means(editor, layer, context.statistics, factors.get(layer.input))
+                self._quantize_layer(editor, layer, scale, means)
         for tensor in placement.readers:
             if tensor not in known:
                 _insert_pair(editor, tensor, scales[placement.root(tensor)], placement, factors.get(tensor))
@@ -149,17 +151,17 @@ class Quantize:
                 found[tensor] = scale_and_zero_point(low, high, grid)
         return found
 
-    def _quantize_layer(self, editor: Editor, layer: Layer, input_scale: Floats, statistics: Statistics) -> None:
+    def _quantize_layer(
+        self, editor: Editor, layer: Layer, input_scale: Floats, input_means: np.ndarray | None
+    ) -> None:
         weight, node = editor.array(layer.weight), editor.node(layer.name)
         takes_bias = _takes_bias(node, layer)
         bias = finite_float32(editor.array(layer.bias)) if takes_bias and layer.bias is not None else None
         quantized = self._quantize_weight(weight, layer, bias, input_scale)
-        source = _source(editor, layer.input)
-        channels = statistics[source].channel_mean if source in statistics else None
-        if self.bias_correction and takes_bias and channels is not None:
+        if self.bias_correction and takes_bias and input_means is not None:
             error = quantized.dequantize() - weight
             error = error if layer.output_axis == 0 else np.moveaxis(error, layer.output_axis, 0)
-            shift = expected_error_bias(error, channels, groups=layer.groups)
+            shift = expected_error_bias(error, input_means, groups=layer.groups)
             if bias is not None or np.abs(shift).max(initial=0.0) > 0:
                 bias = (np.zeros_like(shift) if bias is None else bias) - shift * _alpha(node)
         put_codes(editor, layer, quantized)
@@ -214,6 +216,13 @@ def _channel_axis(layer: Layer) -> int:
     return 1 if layer.operator == "Conv" else -1
 
 
+def _input_means(editor: Editor, layer: Layer, statistics: Statistics, factors: np.ndarray | None) -> np.ndarray | None:
+    """Mean of each channel of what the layer reads, after smoothing; None where it was not collected."""
+    source = _source(editor, layer.input)
+    means = statistics[source].channel_mean if source in statistics else None
+    return means if means is None or factors is None else means / factors
+
+
 def _takes_bias(node: ir.Node, layer: Layer) -> bool:
     """Whether the layer has a constant bias that counts, or may be given one."""
     computed = layer.bias is None and len(node.inputs) > 2 and node.inputs[2] is not None
@@ -229,9 +238,11 @@ def _alpha(node: ir.Node) -> float:
 def _quantize_bias(editor: Editor, layer: Layer, bias: np.ndarray, quantized: Quantized, input_scale: Floats) -> None:
     """The bias as int32 on the grid of the sums it joins: scale = scale of input x scale of weight."""
     node = editor.node(layer.name)
-    scale = (input_scale * quantized.scale).astype(np.float32)
-    joins = _alpha(node) == 1.0 and bias.ndim == 1 and scale.size in {1, bias.size} and float(scale.min()) >= _NORMAL
-    if not joins or (np.abs(bias) > scale * float(2**31 - 1)).any():
+    wanted = np.float64(input_scale) * quantized.scale.astype(np.float64)
+    scale = np.clip(wanted, _NORMAL, _LARGEST_SCALE).astype(np.float32)
+    exact = bool(((wanted >= _NORMAL) & (wanted <= _LARGEST_SCALE)).all())
+    joins = exact and _alpha(node) == 1.0 and bias.ndim == 1 and scale.size in {1, bias.size}
+    if not joins or (np.abs(bias) > wanted * (2**31 - 1)).any():
         set_bias(editor, node, layer, bias.astype(np.float32))
         return
     codes = np.rint(bias / scale.astype(np.float64)).astype(np.int32)

@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from alula.errors import at
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
 from alula.graph.statistics import Statistics
+from alula.numerics.grids import finite_float32
 from alula.numerics.smoothing import smoothing_factors
 from alula.techniques.placement import Placement
 
@@ -41,11 +43,16 @@ def factors_for(editor: Editor, readers: Readers, statistics: Statistics, streng
     factors = {}
     for tensor, layers in readers.items():
         low, high = _channel_extremes(tensor, statistics)
-        columns = [np.abs(editor.array(layer.weight)).max(axis=layer.output_axis) for layer in layers]  # [K] each
+        columns = [_largest_by_input(editor, layer) for layer in layers]  # [K] each
         if all(not editor.shared(layer.weight) for layer in layers):
             activation = np.maximum(np.abs(low), np.abs(high))  # [K]
             factors[tensor] = smoothing_factors(activation, np.max(columns, axis=0), strength)
     return factors
+
+
+def _largest_by_input(editor: Editor, layer: Layer) -> np.ndarray:
+    with at(f"layer {layer.name!r}"):
+        return np.asarray(np.abs(finite_float32(editor.array(layer.weight))).max(axis=layer.output_axis))
 
 
 def smoothed_range(tensor: str, factors: np.ndarray, statistics: Statistics) -> tuple[float, float]:

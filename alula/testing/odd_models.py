@@ -1,4 +1,4 @@
-"""Tiny networks of the shapes that techniques trip over: each works with every technique, or is refused with a reason."""
+"""Tiny networks of the shapes that techniques trip over: each is treated rightly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def _weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "one channel": (
-        "(float[n, 1, 5, 5] x) => (float[n, 1] y) { a = Conv (x, w, b) r = Relu (a) p = GlobalAveragePool (r) "
-        "f = Flatten (p) y = Gemm (f, v, c) }",
+        (
+            "(float[n, 1, 5, 5] x) => (float[n, 1] y) { a = Conv (x, w, b) r = Relu (a) p = GlobalAveragePool (r) "
+            "f = Flatten (p) y = Gemm (f, v, c) }"
+        ),
         {"w": (1, 1, 3, 3), "b": (1,), "v": (1, 1), "c": (1,)},
     ),
     "no multiple of any block": (
@@ -42,8 +44,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (13, 37), "v": (37, 3)},
     ),
     "grouped convolution": (
-        "(float[n, 6, 7, 7] x) => (float[n, 4, 4, 4] y) "
-        "{ y = Conv <group = 2, strides = [2, 2], pads = [1, 1, 1, 1]> (x, w, b) }",
+        (
+            "(float[n, 6, 7, 7] x) => (float[n, 4, 4, 4] y) "
+            "{ y = Conv <group = 2, strides = [2, 2], pads = [1, 1, 1, 1]> (x, w, b) }"
+        ),
         {"w": (4, 3, 3, 3), "b": (4,)},
     ),
     "depthwise convolution without bias": (
@@ -99,8 +103,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (4, 3, 3, 3)},
     ),
     "computed bias before a normalisation": (
-        "(float[n, 3, 5, 5] x, float[4] c) => (float[n, 4, 3, 3] y) { b = Tanh (c) a = Conv (x, w, b) "
-        "y = BatchNormalization (a, scale, shift, mean, variance) }",
+        (
+            "(float[n, 3, 5, 5] x, float[4] c) => (float[n, 4, 3, 3] y) { b = Tanh (c) a = Conv (x, w, b) "
+            "y = BatchNormalization (a, scale, shift, mean, variance) }"
+        ),
         {"w": (4, 3, 3, 3), **dict.fromkeys(BATCH_NORM, (4,))},
     ),
     "weight on the left": (
@@ -120,8 +126,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (8, 8)},
     ),
     "one table and matrix": (
-        "(int64[n, 3] x) => (float[n, 3, 20] y) { a = Gather (w, x) t = Transpose <perm = [1, 0]> (w) "
-        "y = MatMul (a, t) }",
+        (
+            "(int64[n, 3] x) => (float[n, 3, 20] y) { a = Gather (w, x) t = Transpose <perm = [1, 0]> (w) "
+            "y = MatMul (a, t) }"
+        ),
         {"w": (20, 8)},
     ),
     "one bias for two layers": (
@@ -129,8 +137,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3), "b": (4,)},
     ),
     "a layer's output is an output": (
-        "(float[n, 3, 5, 5] x) => (float[n, 4, 3, 3] a, float[n, 2, 1, 1] y) "
-        "{ a = Conv (x, w, b) r = Relu (a) y = Conv (r, v) }",
+        (
+            "(float[n, 3, 5, 5] x) => (float[n, 4, 3, 3] a, float[n, 2, 1, 1] y) "
+            "{ a = Conv (x, w, b) r = Relu (a) y = Conv (r, v) }"
+        ),
         {"w": (4, 3, 3, 3), "b": (4,), "v": (2, 4, 3, 3)},
     ),
     "an input for two layers": (
@@ -138,26 +148,34 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (8, 6), "v": (5, 8)},
     ),
     "a weight is an output": (
-        "(float[n, 8] x) => (float[n, 6] y, float[8, 6] w, float[6] b) { a = MatMul (x, w) c = Add (a, b) "
-        "y = Gemm (c, v, b) }",
+        (
+            "(float[n, 8] x) => (float[n, 6] y, float[8, 6] w, float[6] b) { a = MatMul (x, w) c = Add (a, b) "
+            "y = Gemm (c, v, b) }"
+        ),
         {"w": (8, 6), "b": (6,), "v": (6, 6)},
     ),
     "a body reads weight and activation": (
-        "(float[n, 8] x, bool flag) => (float[n, 8] y) { a = MatMul (x, w) y = If (flag) "
-        "<then_branch = yes () => (float[n, 8] p) { p = Relu (a) }, "
-        "else_branch = no () => (float[n, 8] q) { q = MatMul (a, w) }> }",
+        (
+            "(float[n, 8] x, bool flag) => (float[n, 8] y) { a = MatMul (x, w) y = If (flag) "
+            "<then_branch = yes () => (float[n, 8] p) { p = Relu (a) }, "
+            "else_branch = no () => (float[n, 8] q) { q = MatMul (a, w) }> }"
+        ),
         {"w": (8, 8)},
     ),
     "a body reads a weight before its layer": (
-        "(float[n, 8] x, bool flag) => (float[n, 8] y) { a = If (flag) "
-        "<then_branch = yes () => (float[n, 8] p) { p = MatMul (x, w) }, "
-        "else_branch = no () => (float[n, 8] q) { q = Relu (x) }> y = MatMul (a, w) }",
+        (
+            "(float[n, 8] x, bool flag) => (float[n, 8] y) { a = If (flag) "
+            "<then_branch = yes () => (float[n, 8] p) { p = MatMul (x, w) }, "
+            "else_branch = no () => (float[n, 8] q) { q = Relu (x) }> y = MatMul (a, w) }"
+        ),
         {"w": (8, 8)},
     ),
     "a body reads a convolution": (
-        "(float[n, 3, 5, 5] x, bool flag) => (float[n, 4, 3, 3] y) { a = Conv (x, w, b) y = If (flag) "
-        "<then_branch = yes () => (float[n, 4, 3, 3] p) { p = Relu (a) }, "
-        "else_branch = no () => (float[n, 4, 3, 3] q) { t = Tanh (x) q = Conv (t, w, b) }> }",
+        (
+            "(float[n, 3, 5, 5] x, bool flag) => (float[n, 4, 3, 3] y) { a = Conv (x, w, b) y = If (flag) "
+            "<then_branch = yes () => (float[n, 4, 3, 3] p) { p = Relu (a) }, "
+            "else_branch = no () => (float[n, 4, 3, 3] q) { t = Tanh (x) q = Conv (t, w, b) }> }"
+        ),
         {"w": (4, 3, 3, 3), "b": (4,)},
     ),
     "a table along another axis": (
@@ -165,8 +183,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (6, 20)},
     ),
     "both directions": (
-        "(float[5, n, 6] x) => (float[5, 2, n, 4] y) "
-        '{ y = LSTM <hidden_size = 4, direction = "bidirectional"> (x, w, r, b) }',
+        (
+            "(float[5, n, 6] x) => (float[5, 2, n, 4] y) "
+            '{ y = LSTM <hidden_size = 4, direction = "bidirectional"> (x, w, r, b) }'
+        ),
         {"w": (2, 16, 6), "r": (2, 16, 4), "b": (2, 32)},
     ),
     "only the last state": (
@@ -174,8 +194,10 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w": (1, 12, 6), "r": (1, 12, 4), "b": (1, 24)},
     ),
     "half precision": (
-        "(float16[n, 3, 5, 5] x) => (float16[n, 2] y) { a = Conv (x, w_half, b_half) r = Relu (a) "
-        "p = GlobalAveragePool (r) f = Flatten (p) y = Gemm (f, v_half, c_half) }",
+        (
+            "(float16[n, 3, 5, 5] x) => (float16[n, 2] y) { a = Conv (x, w_half, b_half) r = Relu (a) "
+            "p = GlobalAveragePool (r) f = Flatten (p) y = Gemm (f, v_half, c_half) }"
+        ),
         {"w_half": (4, 3, 3, 3), "b_half": (4,), "v_half": (4, 2), "c_half": (2,)},
     ),
     "half precision weights": (
@@ -191,17 +213,21 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"w_double": (8, 6)},
     ),
     "normalisations of every kind": (
-        "(float[n, 4] x) => (float[n, 4] y, float[n, 4] d) { "
-        "a = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w1, b1) "
-        "c = BatchNormalization <epsilon = 0.1> (a, scale, shift, mean, variance) "
-        "d = Gemm (c, w2, b2) e = BatchNormalization (d, scale, shift, mean, variance) "
-        "f = Gemm (e, w3) g = BatchNormalization (f, scale, shift, mean, variance) "
-        "y = BatchNormalization (g, scale, shift, mean, variance) }",
+        (
+            "(float[n, 4] x) => (float[n, 4] y, float[n, 4] d) { "
+            "a = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w1, b1) "
+            "c = BatchNormalization <epsilon = 0.1> (a, scale, shift, mean, variance) "
+            "d = Gemm (c, w2, b2) e = BatchNormalization (d, scale, shift, mean, variance) "
+            "f = Gemm (e, w3) g = BatchNormalization (f, scale, shift, mean, variance) "
+            "y = BatchNormalization (g, scale, shift, mean, variance) }"
+        ),
         {"w1": (4, 4), "b1": (4,), "w2": (4, 4), "b2": (1, 4), "w3": (4, 4), **dict.fromkeys(BATCH_NORM, (4,))},
     ),
     "a joined constant": (
-        "(float[1, 2, 4, 4] x) => (float[1, 3, 2, 2] y) { a = Conv (x, w, b) c = Concat <axis = 1> (a, k) "
-        "y = Conv (c, v) }",
+        (
+            "(float[1, 2, 4, 4] x) => (float[1, 3, 2, 2] y) { a = Conv (x, w, b) c = Concat <axis = 1> (a, k) "
+            "y = Conv (c, v) }"
+        ),
         {"w": (2, 2, 1, 1), "b": (2,), "k": (1, 2, 4, 4), "v": (3, 4, 3, 3)},
     ),
     "a convolution of a constant": (

@@ -15,7 +15,7 @@ from benchmarks.peers.files import ORDER_FILE, Order, Report, read_report, write
 ROOT = Path(__file__).resolve().parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 MEMORY_LIMIT_BYTES = 18 * 2**30
-TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 1200
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def write_feeds(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> int:
         for index, feed in enumerate(feeds):
             for name, array in feed.items():
                 with archive.open(f"{index}/{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
             count = index + 1
     partial.replace(path)
     return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers.verdicts import Comparison, Result, compare_with, fastest_within, is_measured, most_accurate
@@ -15,7 +15,13 @@ HEADER = """\
 
 def render(results: Mapping[str, Any]) -> str:
     """The whole page in Markdown."""
-    lines = ["# Post-training quantization: alula and the other tools", "", INTRODUCTION]
+    lines = [
+        "# Post-training quantization: alula and the other tools",
+        "",
+        INTRODUCTION,
+        "",
+        *_summary(results["rows"]),
+    ]
     for key, row in results["rows"].items():
         lines += ["", f"## {row['title']}: {key.split(' on ')[1]}", "", *_describe_row(row)]
     return "\n".join(lines) + "\n"
@@ -27,7 +33,37 @@ examples, which no search saw, and timed in turns in one process, one input at a
 the candidate's, median over rounds with a 95 % interval. Drop is paired, with a normal 95 % interval; cosine is between
 all outputs on 64 inputs and the original's. `made in` is quantizing alone for the other tools, and the whole search for
 alula. *Fastest within the drop* is of the other tools' results that lose at most what alula was allowed to;
-*most accurate* is of those that are faster than the original."""
+*most accurate* is of those that are faster than the original. Ahead, level or behind: scores by the paired interval,
+speeds by whether the intervals touch and the medians are 2 % apart."""
+
+
+def _summary(rows: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each table: alula's choice against the fastest of the others, and against the most accurate."""
+    yield "| network | runtime | alula's choice | speed, 1 thread | against the fastest | against the most accurate |"
+    yield "|---|---|---|---|---|---|"
+    for key, row in rows.items():
+        ours = choice_of(row["contenders"])
+        if ours is not None:
+            network, runtime = key.split(" on ")
+            words = [_in_short(ours, peer) for peer in _best_peers(row).values()]
+            speed = f"{ours['threads']['1']['latency_ratio']['value']:.2f}x"
+            yield "| " + " | ".join([network, runtime, ours["name"].removeprefix("alula: "), speed, *words]) + " |"
+
+
+def _best_peers(row: Mapping[str, Any]) -> dict[str, Result | None]:
+    contenders = row["contenders"]
+    return {
+        "fastest within the drop": fastest_within(contenders, row["largest_drop"]),
+        "most accurate": most_accurate(contenders),
+    }
+
+
+def _in_short(ours: Result, peer: Result | None) -> str:
+    if peer is None:
+        return "there is none"
+    comparison = compare_with(ours, peer)
+    speeds = " and ".join(speed.word for speed in comparison.speeds.values())
+    return f"{'yes' if comparison.holds else 'no'}: score {comparison.accuracy}, speed {speeds}"
 
 
 def _describe_row(row: Mapping[str, Any]) -> Iterator[str]:
@@ -37,6 +73,7 @@ def _describe_row(row: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _verdict(row)
     yield from (f"- {one['name']} gave nothing: {one['failure']}" for one in contenders if not is_measured(one))
+    yield from (f"- {name}: {note}" for name, note in _notes(contenders))
     yield ""
     settings = ", ".join(f"{key}: {value}" for key, value in row["target"].items() if key != "threads")
     yield f"{settings}. Calibrated on {row['calibration_examples']} examples. {_machine(row)}"
@@ -68,10 +105,7 @@ def _verdict(row: Mapping[str, Any]) -> Iterator[str]:
     if ours is None:
         yield "- alula chose nothing"
         return
-    for words, peer in (
-        ("fastest within the drop", fastest_within(contenders, row["largest_drop"])),
-        ("most accurate", most_accurate(contenders)),
-    ):
+    for words, peer in _best_peers(row).items():
         yield f"- {words}: " + ("no other tool's" if peer is None else _in_words(compare_with(ours, peer)))
     if ours.get("distance"):
         yield f"- alula: {ours['distance']}"
@@ -80,11 +114,19 @@ def _verdict(row: Mapping[str, Any]) -> Iterator[str]:
 def _in_words(comparison: Comparison) -> str:
     mean, low, high = comparison.score_difference
     speeds = ", ".join(
-        f"{comparison.speed[threads]} at {threads} thread(s) ({ratio:.2f}x)"
-        for threads, ratio in comparison.speeds.items()
+        f"{speed.word} at {threads} thread(s) ({speed.ratio:.2f}x)" for threads, speed in comparison.speeds.items()
     )
     accuracy = f"{comparison.accuracy} in score ({mean:+.4f}, {low:+.4f} to {high:+.4f})"
     return f"{comparison.peer}. Against it, alula's choice is {accuracy}, and in speed {speeds}."
+
+
+def _notes(contenders: Sequence[Result]) -> list[tuple[str, str]]:
+    """Each note once, with the names that it is about."""
+    names: dict[str, list[str]] = {}
+    for one in contenders:
+        for note in one.get("notes", ()):
+            names.setdefault(note, []).append(one["name"])
+    return [("; ".join(found), note) for note, found in names.items()]
 
 
 def _machine(row: Mapping[str, Any]) -> str:

@@ -67,9 +67,9 @@ def warmed_up(images: Tensor, *, seed: int = 0) -> ResNet18:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over all batches
     network.train()
-    for batch in images.split(20):
+    for batch in torch.split(images, 20):
         network(batch)
     network.eval()
-    features = torch.cat([network.features(batch) for batch in images.split(20)])
+    features = torch.cat([network.features(batch) for batch in torch.split(images, 20)])
     network.head.bias.copy_(-network.head.weight @ features.mean(0))
     return network

@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.files import Feed, Feeds, carry_out, read_order
+from benchmarks.peers.files import Feed, Feeds, carry_out, read_order, read_report, write_report
 
 log = logging.getLogger(__name__)
 LONGEST_CHUNK = 50
+WHOLE_BYTES = 32_000_000  # of inputs, up to which all are calibrated with at once
 
 Made = tuple[Sequence[Path], Sequence[str]]
 
@@ -43,17 +45,22 @@ class Reader:
 def quantize_static(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:
     """ONNX Runtime, QDQ, per channel, uint8 activations by int8 weights, after its own pre-processing.
 
-    Settings: ``method`` of calibration, ``operators`` (None: its default), and ``chunked``: the histogram methods hold
-    all activations of all samples at once unless the option for strided min-max, which they heed too, is set.
+    Settings: ``method`` of calibration, ``operators`` (None: its default), and ``chunk`` (None: all): the histogram
+    methods hold all activations of all samples at once unless the option for strided min-max is set.
     """
     from onnxruntime import quantization
 
     prepared, notes = prepare(model, folder)
-    options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
+    # Percentile ranges are symmetric unless told, which wastes half of uint8, and fails where a tensor hardly varies.
+    options: dict[str, Any] = {
+        "ActivationSymmetric": False,
+        "WeightSymmetric": True,
+        "CalibTensorRangeSymmetric": False,
+    }
     if settings.get("operators"):
         options["MatMulConstBOnly"] = True
-    if settings.get("chunked", True):
-        options["CalibStridedMinMax"] = chunk_length(feeds)
+    if settings["chunk"] and settings["method"] != "MinMax":
+        options["CalibStridedMinMax"] = settings["chunk"]
     output = folder / "model.onnx"
     quantization.quantize_static(
         str(prepared),
@@ -97,6 +104,47 @@ def quantize_nncf_onnx(model: Path, feeds: Feeds, folder: Path, settings: Mappin
     return [output], notes
 
 
+def make_openable(path: Path) -> list[str]:
+    """Declare a graph that ONNX Runtime refuses at opset 21 as opset 20, where it is valid as that; and say so.
+
+    ONNX Runtime 1.32 may give QuantizeLinear a type at opset 21 that contradicts NNCF's signed or unsigned zero point.
+    """
+    import onnx
+
+    graph = onnx.load(path)
+    if can_open(path) or not lower_opset(graph):
+        return []
+    onnx.save(graph, path)
+    return ["declared as opset 20, for at 21 ONNX Runtime refuses the graph"]
+
+
+def can_open(path: Path) -> bool:
+    """Whether ONNX Runtime opens a graph with its optimisations on."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  (its exceptions share no base but Exception)
+        log.warning("ONNX Runtime refuses %s: %s", path.name, error)
+        return False
+    return True
+
+
+def lower_opset(graph: Any) -> bool:
+    """Declare a graph of opset 21 as 20; whether it was 21, and is valid as 20."""
+    import onnx
+
+    declared = next(opset for opset in graph.opset_import if opset.domain in ("", "ai.onnx"))
+    if declared.version != 21:
+        return False
+    declared.version = 20
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError:
+        declared.version = 21
+    return bool(declared.version == 20)
+
+
 def quantize_nncf_openvino(model: Path, feeds: Feeds, folder: Path, settings: Mapping[str, Any]) -> Made:
     """NNCF on OpenVINO's graph."""
     import openvino
@@ -135,13 +183,19 @@ def prepare(model: Path, folder: Path) -> tuple[Path, list[str]]:
     return prepared, []
 
 
-def chunk_length(feeds: Feeds) -> int:
-    """Feeds to calibrate with at a time: a divisor of their number; one where their shapes differ.
+def chunk_length(feeds: Feeds, *, whole_bytes: int = WHOLE_BYTES) -> int | None:
+    """Feeds to make histograms of at a time: None for all, a divisor of their number, or one where shapes differ.
 
-    The histogram methods stack the activations of a chunk, which must be of one shape.
+    A histogram is begun with bins for the first chunk, and its bins keep their width: where a network's first inputs
+    are nearly zero, a later chunk needs billions of bins, and the tool fails. So small inputs go in whole. Large ones
+    do not fit in memory whole, and activations of different shapes cannot be stacked.
     """
     shapes = {tuple((name, array.shape) for name, array in sorted(feed.items())) for feed in feeds}
-    return 1 if len(shapes) > 1 else largest_divisor(len(feeds), LONGEST_CHUNK)
+    if len(shapes) > 1:
+        return 1
+    if len(feeds) * sum(array.nbytes for array in feeds[0].values()) <= whole_bytes:
+        return None
+    return largest_divisor(len(feeds), LONGEST_CHUNK)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -177,7 +231,12 @@ def main() -> None:
     work, packages = TOOLS[order.kind]
     import_packages(order.kind)
     feeds = Feeds(Path(order.calibration))
-    carry_out(folder, order, packages, lambda: work(Path(order.model), feeds, folder, order.settings))
+    settings = {"chunk": chunk_length(feeds), **order.settings}
+    carry_out(folder, order, packages, lambda: work(Path(order.model), feeds, folder, settings))
+    report = read_report(folder)
+    if order.kind == "nncf onnx" and report is not None:
+        notes = make_openable(folder / report.files[0])
+        write_report(folder, replace(report, notes=(*report.notes, *notes)))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,31 @@ Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Theirs by ours: above 1 where ours is faster; ``sure`` where the two intervals do not touch."""
+
+    ratio: float
+    sure: bool
+
+    @property
+    def word(self) -> str:
+        """Ours is ahead or behind where that is sure and more than a trifle.
+
+        >>> [Speed(1.3, True).word, Speed(1.3, False).word, Speed(0.99, True).word, Speed(0.9, True).word]
+        ['ahead', 'level', 'level', 'behind']
+        """
+        if not self.sure or abs(self.ratio - 1) <= LEVEL_SPEED:
+            return "level"
+        return "ahead" if self.ratio > 1 else "behind"
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """alula's choice against one other result; differences are ours minus theirs, speeds theirs by ours."""
+    """alula's choice against one other result; a difference is ours minus theirs."""
 
     peer: str
     score_difference: tuple[float, float, float]  # mean, and its 95 % interval
-    speeds: Mapping[str, float]  # by number of threads; above 1 where ours is faster
+    speeds: Mapping[str, Speed]  # by number of threads
 
     @property
     def accuracy(self) -> str:
@@ -26,25 +45,9 @@ class Comparison:
         return "ahead" if low > 0 else "behind" if high < 0 else "level"
 
     @property
-    def speed(self) -> dict[str, str]:
-        """By number of threads: ours is ahead, behind or level."""
-        return {threads: judge_speed(ratio) for threads, ratio in self.speeds.items()}
-
-    @property
     def holds(self) -> bool:
         """Ours is at least as accurate, and at least as fast at every number of threads."""
-        return "behind" not in (self.accuracy, *self.speed.values())
-
-
-def judge_speed(ratio: float) -> str:
-    """Words for theirs by ours.
-
-    >>> [judge_speed(ratio) for ratio in (1.3, 1.01, 0.9)]
-    ['ahead', 'level', 'behind']
-    """
-    if abs(ratio - 1) <= LEVEL_SPEED:
-        return "level"
-    return "ahead" if ratio > 1 else "behind"
+        return "behind" not in (self.accuracy, *(speed.word for speed in self.speeds.values()))
 
 
 def our_choice(contenders: Sequence[Result]) -> Result | None:
@@ -72,8 +75,16 @@ def most_accurate(contenders: Sequence[Result]) -> Result | None:
 def compare_with(ours: Result, peer: Result) -> Comparison:
     """How alula's choice stands against a peer."""
     mean, low, high = peer["below_ours"]
-    speeds = {threads: median_ms(peer, threads) / median_ms(ours, threads) for threads in ours["threads"]}
-    return Comparison(peer["name"], (mean, low, high), speeds)
+    return Comparison(
+        peer["name"], (mean, low, high), {threads: _speed(ours, peer, threads) for threads in ours["threads"]}
+    )
+
+
+def _speed(ours: Result, peer: Result, threads: str) -> Speed:
+    """From the medians; both ratios to the original are of the same rounds, so that their intervals tell."""
+    own, other = (one["threads"][threads]["latency_ratio"] for one in (ours, peer))
+    apart = own["low"] > other["high"] or own["high"] < other["low"]
+    return Speed(median_ms(peer, threads) / median_ms(ours, threads), apart)
 
 
 def median_ms(result: Result, threads: str) -> float:

@@ -211,6 +211,13 @@ class TestWords:
         words = certify(*_right_or_wrong(30, 5, 1000), max_drop=0.01).sentence()
         assert words.startswith("No certificate: the candidate must lose less than 1 point of accuracy, and did not")
 
+    def test_without_labels_nothing_is_said_of_right_and_wrong(self):
+        for counts, max_drop in (((7, 0, 1000), 0.02), ((7, 0, 1000), 0.009), ((30, 0, 1000), 0.01)):
+            words = certify(*_right_or_wrong(*counts), max_drop=max_drop).sentence("agreement", labelled=False)
+            assert f"it answers differently from the original on {counts[0]} of them" in words
+            assert "of agreement with the original" in words
+            assert not {"right", "wrong"} & set(words.replace(",", "").split())
+
     def test_gain(self):
         words = certify(*_right_or_wrong(0, 60, 1000), max_drop=0.0).sentence()
         assert "the candidate gains at least 4.72 points of accuracy" in words

@@ -31,6 +31,20 @@ def test_records_the_calls_of_one_example():
     assert [feeds["x"][0, 0] for _, feeds in trace] == [1, 2, 4, 8]
 
 
+def test_asks_the_user_s_sequence_for_single_examples_only():
+    class Rows:  # takes no_slices: as many a dataset class does
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return ROW * (int(index) + 1)
+
+    given = SimpleNamespace(
+        parts={"model": doubler()}, calibration=Rows(), scorer=lambda run, rows: run({"x": rows[0]})
+    )
+    assert len(record_trace(given)) == 1
+
+
 def test_limit_is_kept_and_said(caplog):
     def scorer(run, examples):
         for _ in range(5):

@@ -57,7 +57,8 @@ class Document(HTMLParser):
 def test_sections_stand_in_order(frontier):
     document = Document(page(frontier))
     assert document.headings[1:] == [
-        "Key figures", "What can be had", "Layers", "Findings", "What was tried", "How to reproduce", "Notes",
+        "Key figures", "What can be had", "Layers", "Findings", "What was tried", "Where the time went",
+        "How to reproduce", "Notes",
     ]  # fmt: skip
     assert document.headings[0] == str(frontier)
 
@@ -89,7 +90,7 @@ def test_every_candidate_says_why_it_won_or_lost(frontier):
 
 def test_layers_come_worst_harm_first_and_unmeasured_last(frontier):
     text = page(frontier)
-    rows = re.findall(r'data-order="([^"]+)">[+-][\d.]+</td>', text[text.index("worst harm first") :])
+    rows = re.findall(r'data-order="([^"]+)">[\d.]+%</td>', text[text.index("worst harm first") :])
     harms = [float(row) for row in rows[:37]]
     assert len(harms) == 37
     assert harms == sorted((row.harm for row in frontier.candidates[0].layers if row.harm is not None), reverse=True)
@@ -97,7 +98,10 @@ def test_layers_come_worst_harm_first_and_unmeasured_last(frontier):
 
 def test_without_labels_the_page_says_what_the_score_is(frontier):
     assert "agreement with the original model" not in Document(page(frontier)).text
-    assert "agreement with the original model" in Document(page(replace(frontier, labelled=False))).text
+    text = Document(page(replace(frontier, labelled=False))).text
+    assert "agreement with the original model" in text
+    assert "answers differently" in text
+    assert "got wrong" not in text
 
 
 def test_a_failure_says_so_and_gives_the_distance(failed):
@@ -115,14 +119,39 @@ def test_few_examples_are_not_sold_as_a_certificate(frontier):
     assert "Certified loss" not in text
 
 
-def test_where_the_time_went_is_told_only_when_it_was_not_faster(frontier, failed):
-    assert "Where the time went" not in Document(page(frontier)).headings
-    layers = frontier.candidates[0].layers
-    slow = replace(failed.best, layers=layers)
-    candidates = tuple(slow if one.name == slow.name else one for one in failed.candidates)
-    document = Document(page(replace(failed, candidates=candidates)))
+def test_where_the_time_went_stands_beside_the_original(frontier):
+    text = Document(page(frontier)).text
+    part = text[text.index("Where the time went") :]
+    for said in ("Layers computed in int8", "5.33 ms 62%", "20.1 ms 80%", "0.946 ms 11%", "257", "269"):
+        assert said in part, said
+    assert "not measurably faster" not in part
+
+
+def test_layers_show_their_time_and_the_original_s(frontier):
+    text = page(frontier)
+    row = text[text.index("embeddings/<wbr>word") if "<wbr>" in text else text.index("embeddings/word") :]
+    assert "0.0344 ms" in row[: row.index("</tr>")]
+    assert "0.1 ms" in row[: row.index("</tr>")]
+
+
+def test_columns_without_values_are_left_out(frontier):
+    bare = tuple(replace(row, harm=None, latency_share=None) for row in frontier.candidates[0].layers)
+    candidates = (replace(frontier.candidates[0], layers=bare), *frontier.candidates[1:])
+    text = Document(page(replace(frontier, candidates=candidates))).text
+    assert "Harm" not in text
+    assert "Originally" not in text
+
+
+def test_a_result_that_is_no_faster_says_so(failed):
+    document = Document(page(failed))
     assert "Where the time went" in document.headings
-    assert f"{slow.name} is not faster than the original" in document.text
+    assert f"{failed.best.name} is not measurably faster than the original" in document.text
+
+
+def test_scores_and_drops_have_their_intervals(frontier):
+    text = Document(page(frontier)).text
+    assert "0.9842 0.9782 to 0.9882" in text
+    assert "0.0021 lost -0.0019 to 0.0061" in text
 
 
 def test_nothing_is_fetched(frontier):
@@ -160,14 +189,15 @@ def test_accessible_names(frontier):
     assert len(plots) == 2
     for plot in plots:
         assert "int8-dynamic, chosen" in plot["aria-label"]
-    assert len(document.all("caption")) == len(document.all("table")) == 3
+    assert len(document.all("caption")) == len(document.all("table")) == 4
     assert document.all("html") == [{"lang": "en"}]
     assert all(heading.get("scope") in ("col", "row") for heading in document.all("th"))
 
 
 def test_a_bare_result_has_a_page(failed):
     bare = replace(failed, candidates=(), pareto=(), closest=None, findings=(), target={}, machine={}, versions={},
-                   command="", fingerprints={}, original=replace(failed.original, measurements={}))  # fmt: skip
+                   command="", fingerprints={},
+                   original=replace(failed.original, measurements={}, layers=(), time=None))  # fmt: skip
     document = Document(page(bare))
     assert "No candidate held the budget" in document.headings[0]
     assert "No layers were recorded" in document.text

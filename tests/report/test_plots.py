@@ -67,7 +67,8 @@ def test_errors_where_lower_is_better(frontier):
     original = replace(frontier.original, score=0.20)
     worse = replace(frontier.candidates[0], score=0.205, drop=0.005)
     collapsed = replace(frontier.candidates[1], score=0.9, drop=0.7)
-    errors = replace(frontier, original=original, candidates=(worse, collapsed), pareto=("int8-dynamic",))
+    errors = replace(frontier, original=original, candidates=(worse, collapsed), pareto=("int8-dynamic",),
+                     higher_is_better=False)  # fmt: skip
     floor, direction = score_floor(errors)
     assert (floor, direction) == (pytest.approx(0.21), -1.0)
     figure = trade_off(errors, costs_of(errors)[0])

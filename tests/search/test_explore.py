@@ -37,6 +37,9 @@ SPEED = Budget(max_drop=0.03, minimize="latency")
 def quick(monkeypatch):
     """Time is the size of the file."""
     monkeypatch.setattr(building, "measure", fake_measure)
+    monkeypatch.setattr(
+        building, "measure_throughput", lambda _target, contenders, *_, **__: {name: {} for name in contenders}
+    )
 
 
 class Watcher:
@@ -75,7 +78,8 @@ def test_with_a_real_clock_the_smallest_that_holds_is_chosen_certified_and_writt
     assert frontier.certificate.n == 225
     assert best.size_bytes == (tmp_path / "model.onnx").stat().st_size < frontier.original.size_bytes / 2
     assert best.artifacts == {"model": "model.onnx"}
-    assert {"latency_p50_ms", "latency_ratio", "memory_bytes", "energy_mj"} <= set(best.measurements)
+    wanted = {"latency_p50_ms", "latency_ratio", "load_ms", "memory_bytes", "energy_mj", "throughput_batch4_per_s"}
+    assert wanted <= set(best.measurements) & set(frontier.original.measurements)
     assert Recipe.from_json({"steps": json.loads((tmp_path / "recipe.json").read_text())["steps"]}) == best.recipe
     assert read_result(tmp_path) == frontier
     holding = [one for one in frontier.candidates if one.drop <= 0.03]
@@ -115,6 +119,47 @@ def test_layers_that_break_the_score_are_found_kept_apart_and_explained(tmp_path
     broken = frontier.candidate("int8 dynamic")
     assert broken.drop > 0.1
     assert "above the 0.03 allowed" in broken.verdict
+
+
+def test_every_candidate_says_where_its_time_goes_and_how_sure_its_score_is(tmp_path, quick) -> None:
+    frontier = compress(classification(), SIZE, TARGET, tmp_path)
+    for one in (frontier.original, *frontier.candidates):
+        assert one.time is not None
+        assert one.time.int8 + one.time.floating + one.time.conversions + one.time.other == pytest.approx(1)
+        assert all(row.latency_share is not None for row in one.layers)
+        assert one.measurements["score"].low <= one.score <= one.measurements["score"].high
+    assert all(one.measurements["drop"].low <= one.drop <= one.measurements["drop"].high for one in frontier.candidates)
+    assert frontier.original.time.int8 == 0
+    assert frontier.candidate("int8 dynamic").time.int8 > 0
+
+
+def test_what_is_slower_says_where_the_time_went(tmp_path, quick, monkeypatch) -> None:
+    def slower(target, contenders, trace, **settings):
+        found = fake_measure(target, contenders, trace, **settings)
+        return {
+            name: one if name == "original" else one | {"latency_ratio": Measurement(0.5, "x", 0.4, 0.6)}
+            for name, one in found.items()
+        }
+
+    monkeypatch.setattr(building, "measure", slower)
+    verdict = compress(classification(), SPEED, TARGET, tmp_path).candidate("int8 dynamic").verdict
+    assert "its time goes to int8 layers" in verdict
+    assert "conversion" in verdict
+
+
+def test_what_lost_is_removed_and_built_again_when_needed(tmp_path, quick) -> None:
+    frontier = compress(classification(), SIZE, TARGET, tmp_path)
+    kept = {"original", frontier.chosen, *frontier.pareto}
+    names = {one.name for one in (frontier.original, *frontier.candidates)}
+    assert {path.name for path in (tmp_path / "trials").iterdir()} == {building.slug(name) for name in kept & names}
+    assert kept < names, "something was removed"
+    for one in frontier.candidates:
+        assert bool(one.artifacts) == (one.name in kept)
+        assert all((tmp_path / file).is_file() for file in one.artifacts.values())
+    again = compress(classification(), SPEED, TARGET, tmp_path)
+    assert again.chosen is not None
+    assert model_bytes(tmp_path)
+    assert (tmp_path / again.best.artifacts["model"]).stat().st_size == again.best.size_bytes
 
 
 def test_a_healthy_network_needs_no_refinement(tmp_path, quick) -> None:
@@ -256,7 +301,7 @@ def test_nothing_faster_is_no_success(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(building, "measure", slower)
     frontier = compress(classification(), SPEED, TARGET, tmp_path)
     assert frontier.chosen is None
-    assert "not faster than the original" in frontier.distance
+    assert "not faster than the original: 1.43x slower (1.25-1.67x)" in frontier.distance
     assert all("layers compute in float" in one.verdict for one in frontier.candidates)
 
 

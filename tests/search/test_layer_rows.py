@@ -49,7 +49,7 @@ def test_a_layer_left_alone_is_float32_with_its_own_bytes() -> None:
     assert rows[1].weight_bytes == 64 * 64 * 4
     note = where_the_time_goes("model", rows, candidate)
     assert "2 of 3 layers compute in float (1 MatMul, 1 Gemm), 67% of the multiply-accumulates" in note.text
-    assert "1 activations are converted" in note.text
+    assert "1 activation is converted" in note.text
 
 
 def test_a_skipped_layer_says_why() -> None:

@@ -63,6 +63,30 @@ class TestEveryTarget:
         feeds = feeds_for(model, rows=2)
         np.testing.assert_allclose(opened(feeds)["next"], feeds["total"] + feeds["x"] * feeds["rate"], rtol=1e-6)
 
+    def test_profile_names_the_layer_its_precision_and_its_time(self, target, tmp_path):
+        model = quantized_linear(256)
+        feeds = feeds_for(model, rows=64)
+        times = target.profile(target.build(model, tmp_path), feeds, runs=5)
+        assert all(one.milliseconds >= 0 for one in times)
+        assert 0 < sum(one.milliseconds for one in times) < 1000
+        product = max(times, key=lambda one: "MatMul" in one.operator or "FullyConnected" in one.operator)
+        assert product.precision == "int8"
+        full = target.profile(target.build(linear(256), tmp_path, "full"), feeds, runs=5)
+        assert {one.precision for one in full if "MatMul" in one.operator or "Fully" in one.operator} == {"float32"}
+
+    def test_profile_leaves_nothing_behind_and_refuses_wrong_feeds(self, target, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        artifact = target.build(linear(), tmp_path)
+        before = sorted(tmp_path.iterdir())
+        target.profile(artifact, feeds_for(linear()), runs=2)
+        assert sorted(tmp_path.iterdir()) == before
+        with pytest.raises(DataError, match="inputs must be"):
+            target.profile(artifact, {}, runs=2)
+        for file in artifact.files:
+            file.unlink()
+        with pytest.raises(TargetError, match="lacks"):
+            target.profile(artifact, feeds_for(linear()), runs=2)
+
     def test_outputs_that_are_one_tensor_or_an_input(self, target, tmp_path):
         nodes = [
             helper.make_node("Relu", ["x"], ["y"]),

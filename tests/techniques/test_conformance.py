@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alula.numerics.ranges import MeanSquaredError
+from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights
 from alula.testing.conformance import TargetConformance, TechniqueConformance
@@ -35,6 +35,12 @@ class TestQuantizeForOpenVino(TechniqueConformance):
             products=True,
             outputs=False,
         )
+
+
+class TestQuantizeSmoothed(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return Quantize(smoothing=0.5, activation_signed=True, range=Percentile(100))
 
 
 class TestQuantizePerTensor(TechniqueConformance):

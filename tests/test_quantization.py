@@ -1,0 +1,173 @@
+"""The one-technique front door: files, modules and models in, a quantized model with a reason out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from alula.errors import AlulaError, DataError, ModelError, RecipeError
+from alula.quantization import ROWS, _feeds, quantize
+from alula.techniques import Float16, Quantize
+from alula.testing.conformance import relative_error
+from alula.testing.models import (
+    attention_network,
+    convolution_network,
+    dense_network,
+    model_from_text,
+    random_feeds,
+    recurrent_network,
+)
+
+
+def images(rows=40, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, 3, 8, 8)).astype(np.float32)
+
+
+def operators(model):
+    return {node.op_type for node in model.graph}
+
+
+def test_static_where_there_is_data():
+    model = convolution_network()
+    result = quantize(model, images())
+    assert "because there is calibration data" in str(result.notes[-1])
+    assert "QuantizeLinear" in operators(result)
+    assert "BatchNormalization" not in operators(result)
+    assert not result.layers()
+    feeds = {"image": images(8, seed=1)}
+    assert relative_error(model.run(feeds), result.run(feeds)) < 0.1
+    assert result.outputs == model.outputs
+
+
+def test_dynamic_without_data():
+    result = quantize(dense_network())
+    assert str(result.notes[-1]).startswith("quantize: QuantizeDynamic")
+    assert "DynamicQuantizeLinear" in operators(result)
+
+
+def test_weights_alone_without_data_and_products():
+    random = np.random.default_rng(0)
+    model = model_from_text(
+        "net (float[n, 8, 9, 9] x) => (float[n, 16, 7, 7] y) { y = Conv (x, w) }",
+        {"w": random.standard_normal((16, 8, 3, 3)).astype(np.float32)},
+    )
+    result = quantize(model)
+    assert str(result.notes[-1]).startswith("quantize: QuantizeWeights")
+    assert result.size_bytes < model.size_bytes / 2
+
+
+def test_the_choice_is_logged(caplog):
+    with caplog.at_level(logging.INFO, "alula"):
+        quantize(dense_network())
+    assert "QuantizeDynamic, because there is no calibration data" in caplog.text
+
+
+def test_the_choice_looks_at_the_chosen_layers_only():
+    result = quantize(recurrent_network(), include=["Op:LSTM"])
+    assert str(result.notes[-1]).startswith("quantize: QuantizeWeights")
+
+
+def test_the_same_data_in_every_form_gives_the_same_bytes():
+    model, x = convolution_network(), images(ROWS * 2)
+    wanted = quantize(model, x).to_bytes()
+    assert quantize(model, {"image": x}).to_bytes() == wanted
+    assert quantize(model, ({"image": part} for part in np.split(x, 2))).to_bytes() == wanted
+
+
+def test_a_technique_of_ones_own():
+    result = quantize(convolution_network(), technique=Float16())
+    assert "Float16, because it was asked for" in str(result.notes[-1])
+    assert quantize(dense_network(), [random_feeds(dense_network())], technique=Quantize(activation_bits=16))
+
+
+def test_layers_kept_in_float_by_pattern():
+    model = convolution_network()
+    last = model.layers()[-1].name
+    result = quantize(model, images(), exclude=["Op:Gemm"])
+    assert [layer.name for layer in result.layers()] == [last]
+    np.testing.assert_array_equal(result.weight(result.layers()[0].weight), model.weight(model.layers()[-1].weight))
+    with pytest.raises(RecipeError, match=r"'nonsense' matches none"):
+        quantize(model, images(), exclude=["nonsense"])
+
+
+def test_a_file(tmp_path):
+    path = dense_network().save(tmp_path / "model.onnx")
+    assert quantize(path).to_bytes() == quantize(str(path)).to_bytes() == quantize(dense_network()).to_bytes()
+    with pytest.raises(ModelError, match=r"nothing\.onnx"):
+        quantize(tmp_path / "nothing.onnx")
+
+
+def test_a_module():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    x = torch.randn(64, 16)
+    result = quantize(module, x.numpy(), example=x[:2])
+    assert not result.layers()
+    (name,) = (spec.name for spec in result.inputs)
+    (output,) = result.run({name: x.numpy()}).values()
+    assert relative_error({"y": module(x).detach().numpy()}, {"y": output}) < 0.05
+    with pytest.raises(ModelError, match="example"):
+        quantize(module)
+
+
+def test_rows_come_in_slices_that_the_graph_takes(caplog):
+    free, fixed = convolution_network().inputs, model_from_text(
+        "net (float[4, 2] x) => (float[4, 2] y) { y = Relu (x) }"
+    ).inputs  # fmt: skip
+    assert [len(feed["image"]) for feed in _feeds(free, images(37))] == [ROWS, ROWS, 5]
+    assert [len(feed["x"]) for feed in _feeds(fixed, np.zeros((10, 2), np.float32))] == [4, 4]
+    assert "2 rows left over" in caplog.text
+    with pytest.raises(DataError, match="has 3 rows, the model takes 4"):
+        list(_feeds(fixed, np.zeros((3, 2), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.zeros((0, 3, 8, 8), np.float32), "0 rows"),
+        ([], "empty"),
+        (np.ones((), np.float32), "0 rows"),
+        ("images.npz", "got str"),
+        (3, "got int"),
+        ([np.zeros((1, 3, 8, 8), np.float32)], "a feed is a mapping"),
+        (np.zeros((2, 3, 8, 9), np.float32), "image"),
+        (np.zeros((2, 3, 8, 8)), "float64"),
+        ({"picture": np.zeros((2, 3, 8, 8), np.float32)}, "missing.*image"),
+        (np.full((2, 3, 8, 8), np.nan, np.float32), "NaN"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(data, words):
+    with pytest.raises(DataError, match=words):
+        quantize(convolution_network(), data)
+
+
+def test_several_inputs_want_names_and_equal_lengths():
+    model = model_from_text(
+        "net (float[n, 4] x, float[n, 4] z) => (float[n, 2] y) { s = Add (x, z) y = MatMul (s, w) }",
+        {"w": np.ones((4, 2), np.float32)},
+    )
+    rows = np.ones((6, 4), np.float32)
+    assert quantize(model, {"x": rows, "z": rows})
+    with pytest.raises(DataError, match="one array is for models of one input"):
+        quantize(model, rows)
+    with pytest.raises(DataError, match="same number of rows"):
+        quantize(model, {"x": rows, "z": rows[:3]})
+
+
+def test_a_technique_that_needs_data_says_so():
+    with pytest.raises(DataError, match="Quantize needs calibration data"):
+        quantize(dense_network(), technique=Quantize())
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(AlulaError):
+        quantize(model_from_text("net (float[n] x) => (float[n] y) { y = Relu (x) }"), np.ones((3,), np.float32))
+
+
+def test_attention_with_data():
+    model = attention_network()
+    x = np.random.default_rng(0).standard_normal((64, 5, 8)).astype(np.float32)
+    assert relative_error(model.run({"x": x}), quantize(model, x).run({"x": x})) < 0.05
