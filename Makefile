@@ -15,7 +15,7 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## compress a real spam filter, certify it, and write the report to out/spam
 	$(BIN)/alula compress examples/spam/task.py --max-drop 1% --minimize latency --out out/spam
 
-test: $(VENV)/.all browser  ## run every test, with the examples and the report in a browser
+test: check browser  ## lint, types and every test, with the examples and the report in a browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules -n 2 --dist loadfile  # one thread each: two workers on two cores
 
 check: $(VENV)/.all  ## lint, formatting and types

@@ -285,9 +285,8 @@ def class_count(metric: Metric, shape: Sequence[int], label_axes: int) -> int:
 
 def is_probability(model: Model, output: str) -> bool:
     """Whether the output comes out of a Sigmoid, possibly reshaped or cast after it."""
-    value = next(value for value in model.graph.outputs if value.name == output)
-    node = value.producer()
+    node = next(value for value in model.graph.outputs if value.name == output).producer()
     while node is not None and node.op_type in {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}:
-        value = node.inputs[0]
-        node = value.producer()
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
     return node is not None and node.op_type == "Sigmoid"

@@ -79,7 +79,7 @@ def measure_memory(name: str, arguments: argparse.Namespace) -> list[dict[str, A
     """Peak memory of percentile calibration on few and on many images."""
     model = open_row(name, None).parts["model"]
     theirs = Method("ORT, Percentile", "onnxruntime static", {"method": "Percentile", "chunk": None})
-    chunked = replace(theirs, name="ORT, Percentile, strided", settings={"method": "Percentile"})
+    chunked = replace(theirs, name="ORT, Percentile, strided by 1", settings={"method": "Percentile", "chunk": 1})
     methods = [our_method("onnxruntime", "percentile"), theirs, chunked]
     counts = IMAGES if arguments.samples is None else (arguments.samples, 2 * arguments.samples)
     runs = []

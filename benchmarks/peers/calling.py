@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ def call(
     order = Order(method.kind, method.settings, str(model), str(calibration), memory_limit_bytes)
     write_json(folder / ORDER_FILE, asdict(order))
     failure = _run(method.kind, folder, timeout_seconds)
+    if failure and ran_out_of_memory((folder / "log.txt").read_text(errors="replace")):
+        failure = f"asked for more than the {memory_limit_bytes / 2**30:.3g} GiB that it was allowed"
     report = read_report(folder)
     if failure or report is None:
         report = Report(failure=failure or "the tool ended without a result")
@@ -82,6 +85,15 @@ def _run(kind: str, folder: Path, timeout_seconds: int) -> str:
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     return last_line((folder / "log.txt").read_text(errors="replace")) if done.returncode else ""
+
+
+def ran_out_of_memory(text: str) -> bool:
+    """Whether the end of a log says that memory was refused.
+
+    >>> ran_out_of_memory("Traceback\\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate 5.11 GiB")
+    True
+    """
+    return re.search(r"MemoryError|bad_alloc|Failed to allocate|Cannot allocate", text[-2000:]) is not None
 
 
 def last_line(text: str, *, longest: int = 200) -> str:

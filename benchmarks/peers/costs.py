@@ -8,9 +8,10 @@ from typing import Any
 INTRODUCTION = """\
 Written by `benchmarks/calibration_cost.py`. Each run is a process of its own; seconds and peak memory are of loading
 the float model, calibrating and writing the quantized file, without imports. Medians of runs in turns. *Above imports*
-is the peak less what the process held once its packages were imported. *Strided* is ONNX Runtime's option
-`CalibStridedMinMax`, meant for min-max, which also keeps its percentile method from holding every activation of every
-sample at once."""
+is the peak less what the process held once its packages were imported. The last two columns hold the most that any of
+alula's recipes took on as many samples against what the other tool took: seconds, and memory above imports. ORT dynamic
+is not calibrated at all. *Strided by 1* is ONNX Runtime's option `CalibStridedMinMax`, meant for min-max, which also
+keeps its percentile method from holding every activation of every sample at once."""
 
 Run = Mapping[str, Any]
 
@@ -24,52 +25,49 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _describe_row(row: Mapping[str, Any]) -> Iterator[str]:
-    yield "| method | samples | seconds (extremes) | peak MB | above imports MB |"
-    yield "|---|---|---|---|---|"
-    yield from map(_table_row, row["runs"])
+    runs = row["runs"]
+    yield "| method | samples | seconds (extremes) | peak MB | above imports MB | alula's seconds by its | alula's MB by its |"
+    yield "|---|---|---|---|---|---|---|"
+    yield from (_table_row(run, runs) for run in runs)
     yield ""
-    yield from (f"- {line}" for line in conclusions(row["runs"]))
+    yield from (
+        f"- {name}: {ratio:.2f} times the peak at {many} samples as at {few}" for name, ratio, few, many in growth(runs)
+    )
     yield ""
     machine = row["machine"]
     tools = ", ".join(f"{name} {version}" for name, version in _versions(row).items())
     yield f"{machine['processor']}, {machine['cores']} cores; {tools}; commit {row['commit']}."
 
 
-def conclusions(runs: Sequence[Run]) -> list[str]:
-    """Ours by the best of theirs, for each number of samples; and how ours grows with that number."""
-    lines = []
-    for count in sorted({run["samples"] for run in runs}):
-        ours, theirs = (_measured(runs, count, ours=flag) for flag in (True, False))
-        for key, words in (("seconds", "seconds"), ("increase_bytes", "memory above imports"), ("peak_bytes", "peak")):
-            if ours and theirs:
-                lines.append(f"{count} samples, {words}: {_compare(ours, theirs, key)}")
-    growth = [run for run in runs if run["maker"] == "alula" and "failure" not in run]
-    if len({run["samples"] for run in growth}) > 1:
-        few, many = (chosen(growth, key=lambda run: run["samples"]) for chosen in (min, max))
-        ratio = many["peak_bytes"] / few["peak_bytes"]
-        lines.append(f"alula's peak at {many['samples']} samples is {ratio:.2f} times that at {few['samples']}")
-    return lines
+def growth(runs: Sequence[Run]) -> Iterator[tuple[str, float, int, int]]:
+    """For each method that ran on two numbers of samples: its name, peak by peak, and the two numbers."""
+    for name in dict.fromkeys(run["name"] for run in runs):
+        sizes = {run["samples"]: run["peak_bytes"] for run in runs if run["name"] == name and "failure" not in run}
+        if len(sizes) > 1:
+            few, many = min(sizes), max(sizes)
+            yield name, sizes[many] / sizes[few], few, many
 
 
-def _measured(runs: Sequence[Run], count: int, *, ours: bool) -> list[Run]:
-    return [
-        run for run in runs if run["samples"] == count and (run["maker"] == "alula") == ours and "failure" not in run
+def ours_by(run: Run, runs: Sequence[Run], key: str) -> float | None:
+    """The most that any of alula's recipes took on as many samples, by what another tool took; None for alula's own."""
+    if run["maker"] == "alula" or "failure" in run:
+        return None
+    ours = [
+        one[key]
+        for one in runs
+        if one["maker"] == "alula" and one["samples"] == run["samples"] and "failure" not in one
     ]
+    return max(ours) / run[key] if ours and run[key] else None
 
 
-def _compare(ours: Sequence[Run], theirs: Sequence[Run], key: str) -> str:
-    """Our slowest or largest by each of theirs that is the least: the strictest reading."""
-    worst = max(ours, key=lambda run: run[key])
-    best = min(theirs, key=lambda run: run[key])
-    return f"{worst[key] / best[key]:.2f} of the least of the others ({best['name']}), by {worst['name']}"
-
-
-def _table_row(run: Run) -> str:
+def _table_row(run: Run, runs: Sequence[Run]) -> str:
     if "failure" in run:
-        return f"| {run['name']} | {run['samples']} | failed: {run['failure']} | | |"
+        return f"| {run['name']} | {run['samples']} | failed: {run['failure']} | | | | |"
     seconds = f"{run['seconds']:.1f} ({run['fastest_seconds']:.1f} to {run['slowest_seconds']:.1f})"
     memory = f"{run['peak_bytes'] / 1e6:.0f} | {run['increase_bytes'] / 1e6:.0f}"
-    return f"| {run['name']} | {run['samples']} | {seconds} | {memory} |"
+    ratios = (ours_by(run, runs, key) for key in ("seconds", "increase_bytes"))
+    shares = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+    return f"| {run['name']} | {run['samples']} | {seconds} | {memory} | {shares} |"
 
 
 def _versions(row: Mapping[str, Any]) -> dict[str, str]:

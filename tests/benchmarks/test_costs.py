@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.peers.costs import conclusions, render
+from benchmarks.peers.calling import ran_out_of_memory
+from benchmarks.peers.costs import growth, ours_by, render
 
 
 def run(name: str, maker: str, samples: int, seconds: float, megabytes: int) -> dict[str, Any]:
@@ -15,37 +16,46 @@ def run(name: str, maker: str, samples: int, seconds: float, megabytes: int) -> 
     }  # fmt: skip
 
 
-FAILED = {"name": "whole", "maker": "onnxruntime", "samples": 1000, "failure": "MemoryError"}
-RUNS = [
-    run("ours", "alula", 100, 2, 150),
-    run("ours, slow", "alula", 100, 4, 100),
-    run("theirs", "onnxruntime", 100, 10, 450),
-    run("theirs, slow", "nncf", 100, 20, 250),
-]
+FAILED = {"name": "whole", "maker": "onnxruntime", "samples": 1000, "failure": "too large"}
+OURS = [run("ours", "alula", 100, 2, 150), run("ours, slow", "alula", 100, 4, 100)]
+THEIRS = run("theirs", "onnxruntime", 100, 10, 450)
+RUNS = [*OURS, THEIRS, FAILED]
 
 
-def test_our_worst_is_held_against_their_best() -> None:
-    seconds, increase, peak = conclusions(RUNS)
-    assert seconds == "100 samples, seconds: 0.40 of the least of the others (theirs), by ours, slow"
-    assert "0.50 of the least of the others (theirs, slow), by ours" in increase
-    assert "0.60 of the least" in peak
+def test_our_worst_is_held_against_theirs() -> None:
+    assert ours_by(THEIRS, RUNS, "seconds") == 0.4
+    assert ours_by(THEIRS, RUNS, "increase_bytes") == 0.25
 
 
-def test_growth_is_said() -> None:
-    many = run("ours", "alula", 1000, 20, 153)
-    assert "alula's peak at 1000 samples is 1.02 times that at 100" in conclusions([RUNS[0], many])
+def test_only_as_many_samples_are_compared() -> None:
+    assert ours_by(run("theirs", "nncf", 1000, 10, 450), RUNS, "seconds") is None
 
 
-def test_nothing_is_concluded_without_both() -> None:
-    assert conclusions(RUNS[:2]) == []
-    assert conclusions([run("ours", "alula", 1000, 2, 150), FAILED]) == []
+def test_ours_and_failures_are_held_against_nothing() -> None:
+    assert ours_by(OURS[0], RUNS, "seconds") is None
+    assert ours_by(FAILED, RUNS, "seconds") is None
+    failed = {**FAILED, "maker": "alula", "samples": 100}
+    assert ours_by(THEIRS, [failed, THEIRS], "seconds") is None
+
+
+def test_growth_is_from_the_fewest_to_the_most() -> None:
+    runs = [run("ours", "alula", samples, 1, megabytes) for samples, megabytes in ((300, 140), (1000, 153), (100, 150))]
+    assert list(growth([*runs, THEIRS, FAILED])) == [("ours", 1.02, 100, 1000)]
 
 
 def test_page() -> None:
     machine = {"processor": "P", "cores": "2"}
-    row = {"runs": [*RUNS, FAILED], "machine": machine, "versions": {"numpy": "2"}, "commit": "abc"}
+    row = {"runs": RUNS, "machine": machine, "versions": {"numpy": "2"}, "commit": "abc"}
     text = render({"rows": {"memory: net": row}})
     assert "## memory: net" in text
-    assert "| ours | 100 | 2.0 (2.0 to 2.0) | 150 | 100 |" in text
-    assert "| whole | 1000 | failed: MemoryError | | |" in text
+    assert "| ours | 100 | 2.0 (2.0 to 2.0) | 150 | 100 |  |  |" in text
+    assert "| theirs | 100 | 10.0 (10.0 to 10.0) | 450 | 400 | 0.40 | 0.25 |" in text
+    assert "| whole | 1000 | failed: too large | | | | |" in text
     assert "nncf 3" in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {8}
+
+
+def test_refused_memory_is_told_from_other_failures() -> None:
+    for text in ("numpy._ArrayMemoryError: Unable", "std::bad_alloc", "Failed to allocate memory for requested buffer"):
+        assert ran_out_of_memory(f"Traceback\n{text}\n")
+    assert not ran_out_of_memory("ValueError: Too many bins for data range.")

@@ -11,7 +11,8 @@ from alula.testing.models import model_from_text
 
 TEXT = "net (float[n, 2] x) => (float[n, 2] y) { a = Mul (x, w) y = Add (a, b) }"
 BODY = """net (float[n, 2] x, bool flag) => (float[n, 2] y) { a = Mul (x, w) y = If (flag)
-    <then_branch = yes () => (float[n, 2] p) { p = Relu (a) }, else_branch = no () => (float[n, 2] q) { q = Mul (a, w) }>
+    <then_branch = yes () => (float[n, 2] p) { p = Relu (a) },
+     else_branch = no () => (float[n, 2] q) { q = Mul (a, w) }>
 }"""
 
 

@@ -302,7 +302,7 @@ def test_nothing_faster_is_no_success(tmp_path, monkeypatch) -> None:
     frontier = compress(classification(), SPEED, TARGET, tmp_path)
     assert frontier.chosen is None
     assert "not faster than the original: 1.43x slower (1.25-1.67x)" in frontier.distance
-    assert all("layers compute in float" in one.verdict for one in frontier.candidates)
+    assert all("its time goes to int8 layers" in one.verdict for one in frontier.candidates)
 
 
 def test_too_few_examples_choose_but_do_not_certify(tmp_path, quick) -> None:
