@@ -69,12 +69,13 @@ def _run(kind: str, folder: Path, timeout_seconds: int) -> str:
     ours = kind == "alula"
     command = [sys.executable if ours else str(PEERS_PYTHON), "-m", f"benchmarks.peers.{'ours' if ours else 'tools'}"]
     quiet = {"CI": "true", "NNCF_CI": "1"}  # OpenVINO and NNCF send usage statistics unless they run in CI
+    environment = os.environ | quiet | {"PYTHONPATH": str(ROOT)}  # ONNX Runtime's tools drop files where they run
     with (folder / "log.txt").open("w") as output:
         try:
             done = subprocess.run(
-                [*command, str(folder)],
-                cwd=ROOT,
-                env=os.environ | quiet,
+                [*command, str(folder.resolve())],
+                cwd=folder,
+                env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=timeout_seconds,
