@@ -23,7 +23,7 @@ check: $(VENV)/.all  ## lint, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/.all  ## measure every published number anew (hours); results go to benchmarks/results
+bench: $(VENV)/.all .venv-peers/.ready  ## measure every published number anew (hours); results go to benchmarks/results
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.all  ## run every example in the documents and docstrings
@@ -54,6 +54,12 @@ $(VENV)/.all: $(VENV)/.python $(PINNED)
 	$(PIP) install --quiet -c constraints.txt -e '.[compress,openvino,examples,dev]'
 	$(PIP) install --quiet --no-deps -r examples/requirements.txt
 	touch $@ $(VENV)/.demo
+
+# The tools that benchmarks compare with, in an environment of their own.
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip --disable-pip-version-check --no-input install --quiet -r $<
+	touch $@
 
 browser:
 	@{ command -v chromium || command -v google-chrome; } > /dev/null && command -v chromedriver > /dev/null \

@@ -111,8 +111,9 @@ def compress_with_alula(row: Row, task: Task, target: Target, folder: Path, *, a
     frontier = compress(task, Budget(max_drop=row.largest_drop), target, folder)
     facts = {"search_seconds": frontier.seconds, "verdict": str(frontier), "distance": frontier.distance}
     chosen = frontier.best
+    words = "alula" if frontier.chosen else "alula, budget not met"
     yield Contender(
-        f"alula: {chosen.name}", "alula", artifact_of(target, folder, chosen), facts=facts | {"chosen": True}
+        f"{words}: {chosen.name}", "alula", artifact_of(target, folder, chosen), facts=facts | {"chosen": True}
     )
     for name in frontier.pareto:
         if name not in (chosen.name, frontier.original.name):

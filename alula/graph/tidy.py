@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from alula.graph.fold import UNKNOWN, Folder, constant_value, known_axes
+from alula.graph.forms import join_pads, pool_means
 from alula.graph.model import Model
 from alula.graph.shapes import annotate_shapes
 
@@ -43,7 +44,8 @@ def tidy_graph(model: ir.Model) -> None:
         if not changes:
             break
     _restore_names(folder, original)
-    _pool_means(model.graph)
+    join_pads(model.graph)
+    pool_means(model.graph)
     RemoveUnusedNodesPass()(model)
 
 
@@ -102,33 +104,6 @@ def _settle_casts(graph: ir.Graph) -> None:
             continue
         cast = ir.node("Cast", [node.inputs[0]], {"to": int(node.inputs[1].dtype)}, num_outputs=1, name=node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [cast], node.outputs, cast.outputs)
-
-
-def _pool_means(graph: ir.Graph) -> None:
-    """Call a mean over all spatial axes what it is, GlobalAveragePool: runtimes have integer kernels for that."""
-    for node in list(graph):
-        if not _is_global_mean(node):
-            continue
-        source, output = node.inputs[0], node.outputs[0]
-        keeps = int(node.attributes.get_int("keepdims", 1)) == 1
-        pool = ir.node("GlobalAveragePool", [source], num_outputs=1, name=node.name)
-        made = [pool] if keeps else [pool, ir.node("Flatten", pool.outputs, num_outputs=1, name=f"{node.name}.flatten")]
-        if not keeps:
-            pool.outputs[0].name = f"{output.name}.pooled"
-            pool.outputs[0].type = output.type
-        ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [made[-1].outputs[0]])
-
-
-def _is_global_mean(node: ir.Node) -> bool:
-    source = node.inputs[0] if node.inputs else None
-    if node.op_type != "ReduceMean" or node.domain != "" or source is None or source.shape is None:
-        return False
-    rank = len(source.shape)
-    constant = node.inputs[1] if len(node.inputs) > 1 else None
-    axes = None if constant is None else ir.convenience.get_const_tensor(constant)
-    if rank < 3 or axes is None or source.dtype != ir.DataType.FLOAT:
-        return False
-    return sorted(int(axis) % rank for axis in axes.numpy().reshape(-1)) == list(range(2, rank))
 
 
 def _bypass(node: ir.Node) -> bool:

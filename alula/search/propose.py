@@ -64,8 +64,9 @@ def propose(parts: Parts, target: Target, objective: Objective) -> tuple[tuple[P
     if not any(model.layers() for model in parts.values()):
         raise ModelError(_nothing_to_compress(parts))
     traits = target.traits()
-    matter = objective == "size" or _share_of_macs(parts, PRODUCTS) >= WORTHWHILE
-    proposals = _static(parts, target, traits)
+    busy = _share_of_macs(parts, PRODUCTS) >= WORTHWHILE
+    matter = objective == "size" or busy
+    proposals = _static(parts, traits, smoothing=busy)
     if matter:
         proposals += _dynamic(parts, traits)
     proposals += _weight_only(parts, traits, objective, products=matter)
@@ -114,21 +115,17 @@ def literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _static(parts: Parts, target: Target, traits: Traits) -> list[Proposal]:
+def _static(parts: Parts, traits: Traits, *, smoothing: bool) -> list[Proposal]:
     operators = STATIC_OPERATORS & traits.static_int8
     if not _holding(parts, operators):
         return []
-    base = Quantize(
-        weight_bits=min(8, traits.weight_bits_safe),
-        activation_signed=traits.activation_signed,
-        outputs=target.name != "openvino",  # it places the conversions behind a layer better by itself
-    )
+    base = Quantize(weight_bits=min(8, traits.weight_bits_safe), activation_signed=traits.activation_signed)
     variants = [(f"int8 static, {name}", replace(base, range=method), reason) for name, method, reason in _RANGES]
-    if _holding(parts, PRODUCTS & operators):
+    if smoothing and _holding(parts, PRODUCTS & operators):
         smoothed = replace(base, smoothing=SMOOTHING)
         variants.append(("int8 static, smoothed", smoothed, "outlier channels of activations moved into the weights"))
-        if target.name == "openvino" and any(map(_has_attention, parts.values())):
-            attention = replace(smoothed, range=MeanSquaredError(), products=True)
+        if traits.static_products and any(map(_has_attention, parts.values())):
+            attention = replace(smoothed, range=MeanSquaredError(), products=True, outputs=False)
             variants.append(("int8 static with attention, smoothed", attention, "products of activations in int8 too"))
     return [
         Proposal(name, _recipe(parts, (technique, operators), *_tables(parts)), why)

@@ -167,6 +167,7 @@ def traits_on(processor: Processor) -> Traits:
         weight_only_bits=(8, 4),
         float16_fast=False,
         weight_bits_safe=safe_bits,
+        static_products=True,
         notes=tuple(notes),
     )
 

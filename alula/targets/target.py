@@ -21,8 +21,9 @@ class Traits:
     """What a runtime executes fast on this processor, so that the search proposes nothing else.
 
     ``static_int8`` and ``dynamic_int8`` name the operators that gain from int8 with ranges known beforehand, and with
-    ranges found at each call. ``weight_bits_safe`` is the width at which int8 weights cannot saturate this processor's
-    accumulator. ``notes`` say why, each with the trap that was measured.
+    ranges found at each call; ``static_products``: products of two activations gain too. ``weight_bits_safe`` is the
+    width at which int8 weights cannot saturate this processor's accumulator. ``notes`` say why, each with the trap that
+    was measured.
     """
 
     activation_signed: bool
@@ -31,6 +32,7 @@ class Traits:
     weight_only_bits: tuple[int, ...]
     float16_fast: bool
     weight_bits_safe: int = 8
+    static_products: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -91,7 +91,7 @@ def _run(kind: str, folder: Path, timeout_seconds: int) -> str:
 def ran_out_of_memory(text: str) -> bool:
     """Whether the end of a log says that memory was refused.
 
-    >>> ran_out_of_memory("Traceback\\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate 5.11 GiB")
+    >>> ran_out_of_memory("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 5.11 GiB")
     True
     """
     return re.search(r"MemoryError|bad_alloc|Failed to allocate|Cannot allocate", text[-2000:]) is not None

@@ -26,7 +26,7 @@ def render(results: Mapping[str, Any]) -> str:
 
 def _describe_row(row: Mapping[str, Any]) -> Iterator[str]:
     runs = row["runs"]
-    yield "| method | samples | seconds (extremes) | peak MB | above imports MB | alula's seconds by its | alula's MB by its |"
+    yield "| method | samples | seconds (extremes) | peak MB | above imports MB | alula's by its, seconds | MB |"
     yield "|---|---|---|---|---|---|---|"
     yield from (_table_row(run, runs) for run in runs)
     yield ""

@@ -76,7 +76,9 @@ def _describe_row(row: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"- {name}: {note}" for name, note in _notes(contenders))
     yield ""
     settings = ", ".join(f"{key}: {value}" for key, value in row["target"].items() if key != "threads")
-    yield f"{settings}. Calibrated on {row['calibration_examples']} examples. {_machine(row)}"
+    runs = next(one["runs_per_example"] for one in contenders if is_measured(one))
+    calibrated = f"Calibrated on {row['calibration_examples']} examples; one example is {runs} run(s) of the network."
+    yield f"{settings}. {calibrated} {_machine(row)}"
 
 
 def _table_row(one: Result) -> str:

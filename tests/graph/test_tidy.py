@@ -308,3 +308,41 @@ def test_a_mean_over_all_spatial_axes_becomes_a_global_pool(axes, keepdims, shap
 def test_a_mean_over_some_axes_stays():
     assert [node.op_type for node in tidy(_mean((3,), 1, "n, 3, 4, 1")).graph] == ["ReduceMean"]
     assert [node.op_type for node in tidy(_mean((1, 2, 3), 1, "n, 1, 1, 1")).graph] == ["ReduceMean"]
+
+
+def _padded(pads, attributes="", *, mode="constant", value=0.0, kernel=(4, 3, 3, 3)):
+    text = f"""n (float[n, 3, 6, 7] x) => (float[n, 4, ?, ?] y) {{
+        p = Pad <mode = "{mode}"> (x, pads, value) y = Conv {f"<{attributes}>" if attributes else ""} (p, w) }}"""
+    random = np.random.default_rng(0)
+    weights = {
+        "pads": np.array(pads),
+        "value": np.array(value, np.float32),
+        "w": random.standard_normal(kernel).astype(np.float32),
+    }
+    return Model(ir.from_proto(proto_from_text(text, weights)))
+
+
+@pytest.mark.parametrize("attributes", ["", "pads = [1, 0, 0, 2]", 'auto_pad = "VALID"', "strides = [2, 2]"])
+def test_zeros_around_an_image_are_left_to_the_convolution(attributes):
+    before = _padded([0, 0, 1, 0, 0, 0, 2, 1], attributes)
+    after = tidy(before)
+    assert [node.op_type for node in after.graph] == ["Conv"]
+    feeds = random_feeds(before)
+    np.testing.assert_allclose(after.run(feeds)["y"], before.run(feeds)["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        _padded([0, 0, 1, 1, 0, 0, 1, 1], value=1.0),
+        _padded([0, 0, 1, 1, 0, 0, 1, 1], mode="reflect"),
+        _padded([0, 1, 0, 0, 0, 0, 0, 0], kernel=(4, 4, 3, 3)),
+        _padded([0, 0, -1, 0, 0, 0, 0, 0]),
+        _padded([0, 0, 1, 1, 0, 0, 1, 1], 'auto_pad = "SAME_UPPER"'),
+    ],
+)
+def test_other_pads_stay(before):
+    after = tidy(before)
+    assert [node.op_type for node in after.graph] == ["Pad", "Conv"]
+    feeds = random_feeds(before)
+    np.testing.assert_allclose(after.run(feeds)["y"], before.run(feeds)["y"], rtol=1e-5, atol=1e-6)

@@ -11,6 +11,7 @@ from alula.search.propose import Proposal, keep_apart, literal, propose
 from alula.search.sensitivity import compressed_layers
 from alula.targets.target import Traits
 from alula.techniques import FoldBatchNorm, QuantizeDynamic, QuantizeWeights
+from alula.testing import attention_network
 from tests.oracles.networks import make_model
 from tests.oracles.tasks import network
 
@@ -105,6 +106,20 @@ def test_for_size_weights_alone_and_half_precision_are_tried_too() -> None:
 def test_a_runtime_without_dynamic_int8_gets_none() -> None:
     found, _ = names({"model": network()}, target=Runtime("openvino", dynamic_int8=frozenset()))
     assert not any("dynamic" in name for name in found)
+
+
+def test_attention_is_tried_in_int8_where_the_runtime_gains_from_it() -> None:
+    parts = {"model": attention_network()}
+    kept, _ = names(parts)
+    found, _ = names(parts, target=Runtime("openvino", static_products=True))
+    assert "int8 static, smoothed" in kept
+    assert set(found) - set(kept) == {"int8 static with attention, smoothed"}
+
+
+def test_a_network_of_convolutions_is_not_smoothed() -> None:
+    found, _ = names({"model": convolutional()})
+    assert "int8 static, mse ranges" in found
+    assert "int8 static, smoothed" not in found
 
 
 def test_weights_stay_within_the_safe_width_of_the_processor() -> None:
