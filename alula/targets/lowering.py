@@ -180,16 +180,17 @@ def _join(editor: Editor, found: _BiasedProduct) -> None:
     assert source is not None
     flat = _reshape(editor, source, (-1, matrix.shape[0]), f"{name}.flat", node)
     rows = editor.insert("DequantizeLinear", [flat, *found.activation.inputs[1:]], f"{name}.rows", before=node).outputs
-    product = editor.insert("Gemm", [*rows, node.inputs[1], *bias], f"{name}.matrix", before=node).outputs
+    product = editor.insert("Gemm", [*rows, node.inputs[1], *bias], f"{name}.matrix", before=node)
     leading = editor.insert("Shape", [source], f"{name}.axes", before=node, attributes={"end": -1}).outputs
     columns = editor.constant(f"{name}.columns", np.array([matrix.shape[1]]))
     shape = editor.insert("Concat", [*leading, columns], f"{name}.shape", before=node, attributes={"axis": 0}).outputs
-    result = editor.insert("Reshape", [*product, *shape], f"{name}.parted", before=node).outputs[0]
+    result = editor.insert("Reshape", [*product.outputs, *shape], f"{name}.parted", before=node).outputs[0]
     if found.addition.outputs[0].is_graph_output():
         like(result, found.addition.outputs[0])
     found.addition.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
     editor.remove(found.addition)
     editor.remove(node)
+    product.name = node.name  # profilers know a layer by it
     editor.rename(result, name)
     editor.drop_constant(str(found.bias.name))
     if not found.activation.outputs[0].uses():

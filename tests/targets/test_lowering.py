@@ -91,6 +91,8 @@ def test_product_and_bias_become_one_integer_operator(text, tmp_path):
     model = quantized(model_from_text(text, {"w": weight(32, 48), "bias": weight(48)}))
     joined = join_biases(model)
     assert "MatMul" not in operators(joined)
+    names = {node.op_type: node.name for node in joined.graph}
+    assert names["Gemm"] == next(node.name for node in model.graph if node.op_type == "MatMul")
     assert [spec.name for spec in joined.outputs] == [spec.name for spec in model.outputs]
     assert_equal(model, joined, tolerance=1e-3)  # the bias moves by half a step of the sums
     assert "QGemm" in executed(joined, tmp_path)
