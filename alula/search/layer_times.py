@@ -53,12 +53,19 @@ def assign(times: Sequence[NodeTime], original: Model, candidate: Model) -> tupl
     """
     owners = _owners(original, candidate)
     before = {str(node.name) for node in original.graph}
+
+    def owner_of(name: str) -> str | None:
+        return owners.get(_plain(name, owners))
+
     names = [_plain(one.name, owners) for one in times]
     converts = [
         one.operator in _CONVERT or (one.operator in _CONVERT_IF_NEW and name not in before)
         for one, name in zip(times, names, strict=True)
     ]
-    layers = [None if conversion else owners.get(name) for conversion, name in zip(converts, names, strict=True)]
+    layers = [
+        None if conversion else next((owner for name in (one.name, *one.origins) if (owner := owner_of(name))), None)
+        for one, conversion in zip(times, converts, strict=True)
+    ]
     layers = _with_fused(times, names, layers, candidate, owners)
     return tuple(
         Share(one, layer, _kind(one, layer, converts=conversion))

@@ -111,8 +111,9 @@ class OpenVino:
             for node in compiled.counters():
                 key = (node.node_name, node.node_type, node.exec_type)
                 taken.setdefault(key, []).append(1e3 * node.real_time.total_seconds())
+        origins = compiled.origins()
         return tuple(
-            NodeTime(name, operator, float(np.median(times)), _precision(kernel))
+            NodeTime(name, operator, float(np.median(times)), _precision(kernel), origins.get(name, ()))
             for (name, operator, kernel), times in taken.items()
             if operator not in _HOLDERS
         )
@@ -176,6 +177,7 @@ class _Compiled:
     """A compiled OpenVINO model."""
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         # Several output names may stand for one tensor: each of them is an output of the model.
@@ -193,6 +195,16 @@ class _Compiled:
         """What the last run executed, node by node; to be asked for when it is compiled."""
         nodes = self._request.get_profiling_info()
         return [node for node in nodes if node.status == node.Status.EXECUTED]
+
+    def origins(self) -> dict[str, tuple[str, ...]]:
+        """By name of an executed node, the names of those that were fused into it."""
+        nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        told = {node.get_friendly_name(): node.get_rt_info() for node in nodes}
+        return {
+            name: tuple(filter(None, info["originalLayersNames"].astype(str).split(",")))
+            for name, info in told.items()
+            if "originalLayersNames" in info
+        }
 
 
 def _convert(model: Model, scratch: Path, name: str) -> tuple[Path, Path]:

@@ -51,13 +51,15 @@ class NodeTime:
     """One operator as the runtime executed it: its name there, and the median time of a run.
 
     Names come from the graph, with what the runtime's fusions made of them. ``precision`` is the type it computes in
-    ("int8", "float32", ...), None where the runtime does not tell.
+    ("int8", "float32", ...), None where the runtime does not tell; ``origins`` name the nodes that were fused into it,
+    where the runtime tells.
     """
 
     name: str
     operator: str
     milliseconds: float
     precision: str | None = None
+    origins: tuple[str, ...] = ()
 
 
 class Opened(Protocol):
