@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from alula.errors import AlulaError, BudgetError, DataError
+from alula.errors import AlulaError, BudgetError, DataError, StorageError
 
 try:
     import typer
@@ -73,9 +74,7 @@ def compress(
     max_drop: Annotated[
         str, typer.Option(help="Largest loss of score: '1%' (one point of 0..1), '0.3', or '2% relative'.")
     ] = "1%",
-    minimize: Annotated[
-        Literal["latency", "size", "energy"], typer.Option(help="What to make small while the budget holds.")
-    ] = "latency",
+    minimize: Annotated[Literal["latency", "size", "energy"], typer.Option(help="What to make small.")] = "latency",
     data: Data = None,
     labels: Annotated[Path | None, typer.Option(help="Labels, where the data hold none.")] = None,
     metric: Annotated[str | None, typer.Option(help="How outputs are scored, such as accuracy or cosine.")] = None,
@@ -127,24 +126,25 @@ def quantize(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     method: Annotated[
-        Literal["static", "dynamic", "weights", "float16"],
-        typer.Option(help="static needs --data; the others need none."),
-    ] = "dynamic",
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of the weights.")] = 8,
-    block: Annotated[int | None, typer.Option(min=1, help="Weights that share a scale (method weights).")] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Layers to leave as they are; a pattern, repeatable.")
+        Literal["static", "dynamic", "weights", "float16"] | None,
+        typer.Option(help="static takes --data, the others none; left out: static with data, else dynamic or weights."),
     ] = None,
+    bits: Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the weights; needs --method.")] = None,
+    block: Annotated[int | None, typer.Option(min=1, help="Weights that share a scale (method weights).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Layers to leave alone; a pattern, repeatable.")] = None,
     data: Data = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Apply one technique to a model, without a search: nothing is measured or certified."""
     with _explaining(debug=debug):
-        made = _quantize(model, _technique(method, bits, block), tuple(exclude or ()), data)
+        made = _quantize(model, _technique(method, bits, block, data), exclude or (), data)
+        files = _files(model)
+        if out.exists() and any(out.samefile(file) for file in files):
+            raise StorageError(f"--out {out} would overwrite the model that it is made from; choose another file")
+        before = sum(file.stat().st_size for file in files)
         made.save(out)
         notes = [note.to_json() for note in made.notes]
-        before = sum(file.stat().st_size for file in _files(model))
         if as_json:
             _print_json({"path": str(out), "size_bytes": made.size_bytes, "original_bytes": before, "notes": notes})
             return
@@ -158,14 +158,12 @@ def quantize(
 
 @app.command(epilog="Example: [bold]alula measure model.onnx small.onnx --data data.npz[/bold]")
 def measure(
-    models: Annotated[
-        list[Path], typer.Argument(help="Models (.onnx) with the same inputs; the first is the original.")
-    ],
+    models: Annotated[list[Path], typer.Argument(help="Models (.onnx) with the same inputs; the original first.")],
     *,
     data: Data = None,
     target: TargetOption = "onnxruntime",
     threads: Threads = 0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of timed work for each model.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of timing for each model; throughput adds half.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of turns, and of random inputs.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -349,52 +347,66 @@ def _analysis(model: Model, target: TargetName) -> dict[str, Any]:
     }
 
 
-def _technique(method: str, bits: int, block: int | None) -> Technique:
+def _technique(method: str | None, bits: int | None, block: int | None, data: Path | None) -> Technique | None:
+    """What was asked for, None being the default; an option that would do nothing is refused."""
     from alula.techniques import Float16, Quantize, QuantizeDynamic, QuantizeWeights
 
-    if block is not None and method != "weights":
-        raise DataError(f"--block is for --method weights, got --method {method}; leave it out")
+    rules = (
+        ("--data is for --method static", data, (None, "static")),
+        ("--bits is for --method static, dynamic or weights", bits, ("static", "dynamic", "weights")),
+        ("--block is for --method weights", block, ("weights",)),
+    )
+    for rule, given, methods in rules:
+        if given is not None and method not in methods:
+            raise DataError(f"{rule}, got {f'--method {method}' if method else 'no --method'}; mend one of them")
+    if method == "static" and data is None:
+        raise DataError("--method static needs --data to calibrate with: arrays named as the model's inputs")
     if method == "float16":
         return Float16()
     if method == "weights":
-        return QuantizeWeights(bits=bits, block=block)
-    return QuantizeDynamic(weight_bits=bits) if method == "dynamic" else Quantize(weight_bits=bits)
+        return QuantizeWeights(bits=bits or 8, block=block)
+    if method == "dynamic":
+        return QuantizeDynamic(weight_bits=bits or 8)
+    return None if bits is None else Quantize(weight_bits=bits)  # the default for data is static
 
 
-def _quantize(path: Path, technique: Technique, exclude: tuple[str, ...], data: Path | None) -> Model:
+def _quantize(path: Path, technique: Technique | None, exclude: Sequence[str], data: Path | None) -> Model:
     from alula.graph.load import load_model
-    from alula.graph.statistics import Statistics, collect
-    from alula.recipe import Recipe, Step, apply_recipe, requests_of
+    from alula.quantization import quantize as run
+    from alula.task_rows import fit_inputs
 
     model = load_model(path)
-    recipe = Recipe((Step(technique, exclude=exclude),))
-    requests = requests_of(recipe, model)
-    if requests and data is None:
-        raise DataError("--method static needs --data to calibrate with: arrays named as the model's inputs")
-    statistics = collect(model, _feeds(model.inputs, data), requests) if requests and data else Statistics({})
-    return apply_recipe(model, recipe, statistics)
+    arrays = None if data is None else fit_inputs(model, _inputs(model, data))
+    return run(model, arrays, technique=technique, exclude=exclude)
 
 
-def _feeds(specs: Sequence[TensorSpec], data: Path, limit: int | None = None) -> list[dict[str, np.ndarray]]:
-    """What the graph is fed with, one example at a time (as many as it takes at once, where that is fixed)."""
+def _inputs(model: Model, data: Path) -> dict[str, np.ndarray]:
+    """The arrays [rows, ...] that a file or folder holds for the model's inputs, as they are there."""
     from alula.task_files import read_arrays
 
     arrays = read_arrays(data)
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in model.inputs]
     if len(names) == len(arrays) == 1 and data.suffix == ".npy":
         arrays = {names[0]: next(iter(arrays.values()))}
     missing = [name for name in names if name not in arrays]
     if missing:
         raise DataError(f"{data} must hold {', '.join(names)}; missing {', '.join(missing)}, it has {sorted(arrays)}")
-    rows = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in names}
-    batch = next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)), 1)
-    if len(set(rows.values())) > 1 or min(rows.values()) < batch:
-        raise DataError(f"{data}: inputs must have the same number of rows, at least {batch}; got {rows}")
-    starts = range(0, min(rows.values()) - batch + 1, batch)[:limit]
-    return [
-        {spec.name: arrays[spec.name][start : start + batch].astype(spec.dtype, copy=False) for spec in specs}
-        for start in starts
-    ]
+    return {name: arrays[name] for name in names}
+
+
+def _feeds(model: Model, data: Path, examples: int) -> Iterator[dict[str, np.ndarray]]:
+    """The first examples of the data, one after another, or as many at once as the graph takes."""
+    from alula.task_rows import fit_inputs, fixed_batch
+
+    batch = fixed_batch(model) or 1
+    limit = max(1, examples // batch) * batch
+    inputs = {name: array[:limit] if array.ndim else array for name, array in _inputs(model, data).items()}
+    arrays = fit_inputs(model, inputs)
+    rows = min(map(len, arrays.values()))
+    if rows < batch:
+        raise DataError(f"{data} must hold at least {batch} rows, which the model takes at once; got {rows}")
+    for start in range(0, rows - batch + 1, batch):
+        yield {name: array[start : start + batch] for name, array in arrays.items()}
 
 
 def _random_feed(specs: Sequence[TensorSpec], seed: int) -> dict[str, np.ndarray]:
@@ -415,31 +427,66 @@ def _measure(
     paths: Sequence[Path], data: Path | None, runtime: Target, seconds: float, seed: int
 ) -> tuple[dict[str, dict[str, Measurement]], list[str]]:
     """Measurements by model, and what there is to say of inputs and outputs."""
-    from alula.measurement.measure import measure as run
+    from alula import measurement
+    from alula.graph.load import load_model
 
     if len(paths) < 2 or len(set(paths)) < len(paths):
         raise DataError(f"measure compares at least two different models, got {', '.join(map(str, paths))}")
+    models = {str(path): load_model(path, allow_quantized=True) for path in paths}  # refuses what is hostile
+    first, *others = models
+    original = models[first]
+    feeds = [_random_feed(original.inputs, seed)] if data is None else list(_feeds(original, data, COMPARED))
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = {str(path): _artifact(path, runtime, Path(folder) / str(index)) for index, path in enumerate(paths)}
-        opened = {name: runtime.open(artifact) for name, artifact in artifacts.items()}
-        specs = opened[str(paths[0])].inputs
-        feeds = [_random_feed(specs, seed)] if data is None else _feeds(specs, data, COMPARED)
-        notes = [_compare(name, opened[str(paths[0])], other, feeds) for name, other in list(opened.items())[1:]]
-        if data is None:
-            notes.append("inputs are random; give --data for real ones")
-        contenders = {name: {"model": artifact} for name, artifact in artifacts.items()}
-        return run(runtime, contenders, (("model", feeds[0]),), seconds=seconds, seed=seed), notes
+        contenders = {
+            name: {"model": _artifact(name, model, runtime, Path(folder) / str(index))}
+            for index, (name, model) in enumerate(models.items())
+        }
+        wanted = _outputs(runtime.open(contenders[first]["model"]), feeds)
+        notes = [_compare(one, wanted, _outputs(runtime.open(contenders[one]["model"]), feeds)) for one in others]
+        trace = (("model", feeds[0]),)
+        found = measurement.measure(runtime, contenders, trace, seconds=seconds, seed=seed)
+        rates = measurement.measure_throughput(runtime, contenders, trace, seconds=seconds / 6, seed=seed)
+    notes += ["inputs are random; give --data for real ones"] if data is None else []
+    for name, model in models.items() if "energy_mj" not in found[first] else ():
+        energy = _estimate_energy(original, model, feeds[0])
+        if energy is None:
+            notes.append(f"{name}: no energy, for it could not be measured, and what its layers do is not known")
+        else:
+            found[name]["energy_mj"] = energy
+    return {name: found[name] | rates[name] for name in models}, notes
 
 
-def _artifact(path: Path, runtime: Target, folder: Path) -> Artifact:
+def _outputs(opened: Opened, feeds: Sequence[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """What a model gives for each feed, by output."""
+    given = [opened(feed) for feed in feeds]
+    return {name: [one[name] for one in given] for name in given[0]}
+
+
+def _estimate_energy(original: Model, model: Model, feed: Mapping[str, np.ndarray]) -> Measurement | None:
+    """Energy of one run; None unless every layer of a float original is found again, by the names that alula gives."""
+    from alula.graph.cost import measure_cost
+    from alula.graph.quantized import quantized_operators
+    from alula.measurement import estimate_energy
+    from alula.search.layer_rows import layer_rows, operand_bits
+
+    shapes = {name: array.shape for name, array in feed.items()}
+    costs = (measure_cost(original, shapes), measure_cost(model, shapes))  # a float layer counts as it now is
+    rows = layer_rows("model", original, model, {layer.name: layer.macs for cost in costs for layer in cost.layers})
+    known = all(row.macs is not None and row.weight_bytes for row in rows)
+    if not (rows and known) or quantized_operators(original.graph.all_nodes()):
+        return None
+    widths = {operand_bits(row) for row in rows}
+    macs = {bits: sum(row.macs or 0 for row in rows if operand_bits(row) == bits) for bits in widths}
+    return estimate_energy(macs, sum(row.weight_bytes for row in rows))
+
+
+def _artifact(path: str, model: Model, runtime: Target, folder: Path) -> Artifact:
     """ONNX Runtime opens the file as it is; another runtime gets what it makes of it."""
-    from alula.graph.load import load_model
     from alula.targets.target import make_artifact
 
-    model = load_model(path, allow_quantized=True)  # refuses what is damaged or hostile
     if runtime.name != "onnxruntime":
         return runtime.build(model, folder)
-    return make_artifact(runtime.name, path, _files(path))
+    return make_artifact(runtime.name, Path(path), _files(Path(path)))
 
 
 def _files(path: Path) -> tuple[Path, ...]:
@@ -451,25 +498,21 @@ def _files(path: Path) -> tuple[Path, ...]:
     return path, *(path.parent / name for name in sorted(beside))
 
 
-def _compare(name: str, original: Opened, other: Opened, feeds: Sequence[dict[str, np.ndarray]]) -> str:
+def _compare(name: str, wanted: Mapping[str, list[np.ndarray]], given: Mapping[str, list[np.ndarray]]) -> str:
     """How far the outputs of two models are apart, in words."""
-    import numpy as np
+    from alula.measurement.parity import compare
 
-    worst, cosines = 0.0, []
-    for feed in feeds:
-        expected, got = original(feed), other(feed)
-        if set(expected) != set(got):
-            raise DataError(f"{name} must have the outputs {sorted(expected)}, got {sorted(got)}")
-        for key, values in expected.items():
-            left, right = values.astype(np.float64).ravel(), got[key].astype(np.float64).ravel()
-            if left.shape != right.shape:
-                raise DataError(f"{name}: output {key!r} must have the shape {values.shape}, got {got[key].shape}")
-            worst = max(worst, float(np.abs(left - right).max(initial=0.0)))
-            norms = float(np.linalg.norm(left) * np.linalg.norm(right))
-            cosines.append(float(left @ right) / norms if norms else 1.0)
+    if set(wanted) != set(given):
+        raise DataError(f"{name} must have the outputs {sorted(wanted)}, got {sorted(given)}")
+    apart = {output: compare(wanted[output], list(given[output])) for output in wanted}
+    unlike = [output for output, (error, _) in apart.items() if error == float("inf")]
+    if unlike:
+        return f"{name}: output {unlike[0]!r} has another shape than the original's, or NaN, Inf or numbers elsewhere"
+    errors, cosines = zip(*apart.values(), strict=True)
+    runs = len(next(iter(given.values())))
     return (
-        f"{name}: outputs differ from the original's by at most {worst:.4g}, least cosine {min(cosines):.5f}, "
-        f"over {len(feeds)} example{'s' if len(feeds) > 1 else ''}"
+        f"{name}: outputs differ from the original's by at most {max(errors):.2g} of their largest value, least cosine "
+        f"{min(cosines):.5f}, over {runs} run{'s' if runs > 1 else ''}"
     )
 
 
@@ -510,8 +553,8 @@ def _print_measurements(results: dict[str, dict[str, Measurement]], notes: Seque
     from rich.table import Table
 
     table = Table("", *map(_plain, results))
-    for key in next(iter(results.values())):
-        name = key.removesuffix("_bytes").removesuffix("_ms").removesuffix("_mj").replace("_", " ")
+    for key in dict.fromkeys(key for row in results.values() for key in row):
+        name = re.sub("_(bytes|ms|mj|per_s)$", "", key).replace("_", " ")
         table.add_row(name, *(str(row[key]) if key in row else "-" for row in results.values()))
     console = _console()
     console.print(table, soft_wrap=False)

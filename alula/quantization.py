@@ -106,6 +106,7 @@ def _feeds(specs: Sequence[TensorSpec], data: Data | None) -> Iterator[Mapping[s
 
 def _rows(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
     """Slices along axis 0, as long as the graph wants them; what is left over is dropped, and the log says so."""
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
     lengths = {name: array.shape[0] if np.ndim(array) else 0 for name, array in arrays.items()}
     count = min(lengths.values(), default=0)
     if len(set(lengths.values())) > 1:

@@ -110,13 +110,17 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
     """All statistics that the steps will read, to be collected once, on the original model.
 
     Steps that need no data are applied on the way, since they change what later steps see; they keep tensor names.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or a technique is impossible for the layers.
     """
     requests: frozenset[Request] = frozenset()
-    for step in steps_for(recipe, part):
+    steps = steps_for(recipe, part)
+    for number, step in enumerate(steps, 1):
         layers = step.layers(model)
         wanted = step.technique.requests(model, layers)
         requests |= wanted
-        if not wanted:
+        if not wanted and number < len(steps):  # what the last one changes, nobody sees
             model = step.technique.apply(model, Context(layers))
     return requests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from alula.cli import LOG_FILE, app
+import alula
+from alula.cli import LOG_FILE, _feeds, app
 from alula.errors import StorageError
 from alula.graph.load import load_model
 from alula.search.events import Event
@@ -326,7 +329,11 @@ def test_quantize_leaves_what_is_excluded(model, tmp_path):
     ("arguments", "message"),
     [
         (["--method", "static"], "needs --data"),
-        (["--block", 8], "--block is for --method weights"),
+        (["--block", 8], "--block is for --method weights, got no --method"),
+        (["--block", 8, "--method", "static", "--data", "data.npz"], "--block is for --method weights"),
+        (["--bits", 4], "--bits is for --method static, dynamic or weights, got no --method"),
+        (["--bits", 4, "--method", "float16"], "--bits is for --method static, dynamic or weights"),
+        *((["--data", "data.npz", "--method", one], "--data is for") for one in ("dynamic", "weights", "float16")),
         (["--method", "static", "--data", "missing.npz"], "does not exist"),
     ],
 )
@@ -335,6 +342,57 @@ def test_quantize_mistakes(model, tmp_path, arguments, message):
     assert shown.exit_code == 1
     assert message in shown.stderr
     assert not (tmp_path / "small.onnx").exists()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_quantize_is_the_function_of_that_name(model, data, tmp_path, given):
+    small = tmp_path / "small.onnx"
+    assert run("quantize", model, "-o", small, *(["--data", data] if given else [])).exit_code == 0
+    arrays = {"x": np.load(data)["x"]} if given else None
+    assert small.read_bytes() == alula.quantize(model, arrays).to_bytes()
+
+
+def test_quantize_folds_batch_normalisation(tmp_path):
+    constants = {"w": np.ones((4, 3, 3, 3)), **{name: np.ones(4) for name in "sbmv"}}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+            helper.make_node("BatchNormalization", ["c", *"sbmv"], ["y"], name="norm"),
+        ],
+        "normalised",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()],
+    )
+    path, images = tmp_path / "normalised.onnx", tmp_path / "x.npy"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    np.save(images, np.ones((4, 3, 8, 8)))  # float64 fits a float32 input
+    small = tmp_path / "small.onnx"
+    assert run("quantize", path, "-o", small, "--data", images).exit_code == 0
+    operators = {node.op_type for node in onnx.load(small).graph.node}
+    assert "QuantizeLinear" in operators
+    assert "BatchNormalization" not in operators
+
+
+@pytest.mark.parametrize("alias", ["tiny.onnx", "sub/../tiny.onnx", "link.onnx"])
+def test_quantize_does_not_overwrite_its_input(model, tmp_path, alias):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.onnx").symlink_to(model)
+    before = model.read_bytes()
+    shown = run("quantize", model, "-o", tmp_path / alias)
+    assert shown.exit_code == 1
+    assert "overwrite" in shown.stderr
+    assert model.read_bytes() == before
+
+
+def test_pixels_do_not_go_into_a_float_network(model, tmp_path):
+    np.savez(tmp_path / "pixels.npz", x=np.full((40, 16), 255, np.uint8))
+    small = tmp_path / "small.onnx"
+    assert run("quantize", model, "-o", small).exit_code == 0
+    for arguments in (["quantize", model, "-o", tmp_path / "other.onnx"], ["measure", model, small]):
+        shown = run(*arguments, "--data", tmp_path / "pixels.npz")
+        assert shown.exit_code == 1
+        assert "wants x: float32[batch, 16], got uint8" in shown.stderr
 
 
 def test_measure(model, data, tmp_path):
@@ -346,10 +404,58 @@ def test_measure(model, data, tmp_path):
     assert list(found["measurements"]) == [str(model), str(small)]
     assert found["measurements"][str(small)]["size_bytes"]["value"] == small.stat().st_size
     assert "least cosine 0.99" in found["notes"][0]
-    assert "over 32 examples" in found["notes"][0]
+    assert "over 32 runs" in found["notes"][0]
+    for row in found["measurements"].values():
+        assert {f"throughput_batch{size}_per_s" for size in (1, 4, 16)} < set(row)
     shown = run("measure", model, small, "--seconds", 0.1)
     assert "inputs are random" in shown.stdout
     assert "latency p50" in shown.stdout
+    assert "throughput batch16" in shown.stdout
+    assert "energy" in shown.stdout
+
+
+def test_measure_estimates_energy_without_counters(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("alula.measurement.measure"), "find_meter", lambda: None)
+    small = tmp_path / "small.onnx"
+    assert run("quantize", model, "-o", small).exit_code == 0
+    stranger, proto = tmp_path / "stranger.onnx", onnx.load(small)
+    for tensor in proto.graph.initializer:
+        for node in proto.graph.node:
+            node.input[:] = [f"{one}_q" if one == tensor.name else one for one in node.input]
+        tensor.name += "_q"
+    onnx.save(proto, stranger)
+    shown = run("measure", model, small, stranger, "--seconds", 0.1, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    energies = [row.get("energy_mj") for row in found["measurements"].values()]
+    macs, words = 16 * 64 + 64 * 4, 16 * 64 + 64 * 4
+    assert energies[0]["value"] == pytest.approx(1e-9 * (macs * 4.6 + 4 * words * 243.75))
+    scales = 4 * (64 + 4)
+    assert energies[1]["value"] == pytest.approx(1e-9 * (macs * 0.3 + (words + scales) * 243.75))
+    assert energies[1]["estimated"]
+    assert energies[2] is None  # its weights bear names that alula does not know
+    assert f"{stranger}: no energy" in found["notes"][-1]
+
+
+@pytest.mark.parametrize(("spoilt", "said"), [(True, "or NaN, Inf"), (False, "by at most 0 of")])
+def test_measure_does_not_take_nan_for_equality(model, tmp_path, spoilt, said):
+    proto = onnx.load(model)
+    if spoilt:  # y becomes sqrt(-1 - |y|), which is NaN everywhere
+        proto.graph.node[-1].output[0] = "before"
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(-1), "minus"))
+        chain = (("Abs", ["before"], "size"), ("Sub", ["minus", "size"], "below"), ("Sqrt", ["below"], "y"))
+        proto.graph.node.extend(helper.make_node(operator, given, [made]) for operator, given, made in chain)
+    other = tmp_path / "other.onnx"
+    onnx.save(proto, other)
+    shown = run("measure", model, other, "--seconds", 0.1, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert said in json.loads(shown.stdout)["notes"][0]
+
+
+def test_feeds_come_one_after_another_and_only_as_many_as_asked_for(model, data):
+    feeds = _feeds(load_model(model), data, 5)
+    assert isinstance(feeds, Iterator)
+    assert [feed["x"].shape for feed in feeds] == [(1, 16)] * 5
 
 
 def test_measure_mistakes(model, tmp_path):

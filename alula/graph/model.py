@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16, int4 and float8 with numpy)
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from alula.errors import DataError, ModelError, StorageError
@@ -183,7 +184,7 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write the model; weights beyond protobuf's 2 GiB go to ``<name>.data`` beside it.
 
-        The file appears whole or not at all.
+        Each file appears whole or not at all, the weights before the graph that names them.
 
         Raises:
             StorageError: the disk is full, the folder cannot be written, or the model would overwrite the file that
@@ -191,10 +192,13 @@ class Model:
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        data = path.with_name(f"{path.name}.data")
+        partial_data = path.with_name(f".{data.name}.{os.getpid()}.part")
         try:
             if self.weight_bytes > PROTOBUF_LIMIT_BYTES:
-                self._refuse_to_overwrite(path.with_name(f"{path.name}.data"))
-                ir.save(self._ir.clone(), partial, format="protobuf", external_data=f"{path.name}.data")
+                self._refuse_to_overwrite(data)
+                self._save_apart(partial, partial_data, data.name)
+                partial_data.replace(data)
             else:
                 partial.write_bytes(self.to_bytes())
             partial.replace(path)
@@ -204,7 +208,18 @@ class Model:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+            partial_data.unlink(missing_ok=True)
         return path
+
+    def _save_apart(self, path: Path, data: Path, final_name: str) -> None:
+        """Write the weights to ``data``, and to ``path`` a graph that looks for them under their final name."""
+        ir.save(self._ir.clone(), path, format="protobuf", external_data=data.name)
+        message = onnx.load(path, load_external_data=False)
+        for tensor in message.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = final_name
+        path.write_bytes(message.SerializeToString(deterministic=True))
 
     def _refuse_to_overwrite(self, data: Path) -> None:
         for value in self.graph.initializers.values():

@@ -6,6 +6,7 @@ histogram and three numbers per channel. Nothing grows with the number of exampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -30,17 +31,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ChannelStatistics:
+    """What was seen of each channel along one axis of a tensor, [C] each."""
+
+    minimum: np.ndarray
+    maximum: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TensorStatistics:
-    """What was seen of one tensor; ``channel_*`` [C] are per channel."""
+    """What was seen of one tensor, and of its channels along each axis that was asked for."""
 
     count: int
     minimum: float
     maximum: float
     mean: float
     histogram: FloatHistogram | None = None
-    channel_minimum: np.ndarray | None = None
-    channel_maximum: np.ndarray | None = None
-    channel_mean: np.ndarray | None = None
+    channels: Mapping[int, ChannelStatistics] = field(default_factory=dict)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """The histogram as sorted values [n] and their counts [n]; the two ends are the exact extremes."""
@@ -80,17 +88,22 @@ class Statistics(Mapping[str, TensorStatistics]):
         return len(self._tensors)
 
 
+_JOINS = {"minimum": np.minimum, "maximum": np.maximum, "total": np.add, "size": np.add}
+
+
 @dataclass(slots=True)
 class _Accumulator:
     """Running statistics of one tensor."""
 
-    request: Request
+    tensor: str
+    wants_histogram: bool
+    axes: frozenset[int]
     count: int = 0
     total: float = 0.0
     minimum: float = np.inf
     maximum: float = -np.inf
     histogram: FloatHistogram | None = None
-    channels: dict[str, np.ndarray] = field(default_factory=dict)
+    channels: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def add(self, array: np.ndarray) -> None:
         if array.size == 0:
@@ -99,19 +112,19 @@ class _Accumulator:
             array = array.astype(np.float32, copy=False)
         low, high, total = self._pass_over(array)
         if not np.isfinite(total):  # as cheap a test as there is
-            raise DataError(_nonfinite(self.request.tensor, array))
+            raise DataError(_nonfinite(self.tensor, array))
         self.count += array.size
         self.total += total
         self.minimum = min(self.minimum, low)
         self.maximum = max(self.maximum, high)
-        if self.request.histogram:
+        if self.wants_histogram:
             self._add_histogram(array)
 
     def _pass_over(self, array: np.ndarray) -> tuple[float, float, float]:
         """Minimum, maximum and total; by way of those of each channel where they are wanted too."""
-        if self.request.channel_axis is None:
+        if not self.axes:
             return float(array.min()), float(array.max()), _total(array)
-        seen = self._add_channels(array, self.request.channel_axis)
+        *_, seen = (self._add_channels(array, axis) for axis in sorted(self.axes))
         return float(seen["minimum"].min()), float(seen["maximum"].max()), float(seen["total"].sum())
 
     def _add_histogram(self, array: np.ndarray) -> None:
@@ -119,12 +132,12 @@ class _Accumulator:
             self.histogram = FloatHistogram()
         flat = np.ascontiguousarray(array).reshape(-1)
         rows = min(array.shape[0], 32) if array.ndim else 1
-        self.histogram.add(flat[:: _stride(flat.size // rows)])
+        self.histogram.add(flat[:: _stride(flat.size, rows * SAMPLE_LIMIT)])
 
     def _add_channels(self, array: np.ndarray, axis: int) -> dict[str, np.ndarray]:
         if not -array.ndim <= axis < array.ndim:
             raise ModelError(
-                f"tensor {self.request.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
+                f"tensor {self.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
             )
         others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
         size = array.size // array.shape[axis]
@@ -134,29 +147,29 @@ class _Accumulator:
             "total": _channel_totals(array, axis % array.ndim),
             "size": np.full(array.shape[axis], size, np.int64),
         }
-        known = self.channels.get("size", seen["size"])
+        before = self.channels.get(axis)
+        known = seen["size"] if before is None else before["size"]
         if known.shape != seen["size"].shape:
             raise DataError(
-                f"tensor {self.request.tensor!r} has {seen['size'].size} channels along axis {axis} now, it had "
+                f"tensor {self.tensor!r} has {seen['size'].size} channels along axis {axis} now, it had "
                 f"{known.size} before; give calibration data of one kind"
             )
-        for key, join in (("minimum", np.minimum), ("maximum", np.maximum), ("total", np.add), ("size", np.add)):
-            self.channels[key] = join(self.channels[key], seen[key]) if key in self.channels else seen[key]
+        self.channels[axis] = seen if before is None else {key: _JOINS[key](before[key], seen[key]) for key in seen}
         return seen
 
     def freeze(self) -> TensorStatistics:
         if self.count == 0:
-            raise DataError(f"calibration never produced a value of tensor {self.request.tensor!r}; give more examples")
-        channels = self.channels
+            raise DataError(f"calibration never produced a value of tensor {self.tensor!r}; give more examples")
         return TensorStatistics(
             count=self.count,
             minimum=self.minimum,
             maximum=self.maximum,
             mean=self.total / self.count,
             histogram=self.histogram,
-            channel_minimum=channels.get("minimum"),
-            channel_maximum=channels.get("maximum"),
-            channel_mean=channels["total"] / channels["size"] if channels else None,
+            channels={
+                axis: ChannelStatistics(seen["minimum"], seen["maximum"], seen["total"] / seen["size"])
+                for axis, seen in self.channels.items()
+            },
         )
 
 
@@ -164,11 +177,11 @@ class Collector:
     """Runs a graph like a :class:`Runner` does, and watches the requested tensors go by."""
 
     def __init__(self, model: Model, requests: Iterable[Request], *, threads: int = 0) -> None:
-        merged = _merge(requests)
+        accumulators = _accumulators(requests)
         self._outputs = [spec.name for spec in model.outputs]
         self._inputs = {spec.name for spec in model.inputs}
-        self._accumulators = {name: _Accumulator(request) for name, request in merged.items()}
-        self._runner = Runner(_exposing(model, merged), threads=threads)
+        self._accumulators = accumulators
+        self._runner = Runner(_exposing(model, accumulators), threads=threads)
         self._runs = 0
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -205,27 +218,27 @@ def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: I
     return collector.statistics()
 
 
-def _merge(requests: Iterable[Request]) -> dict[str, Request]:
-    """One request per tensor that asks for everything that its requests ask for."""
-    merged: dict[str, Request] = {}
-    for request in sorted(requests, key=lambda request: (request.tensor, request.channel_axis is None)):
-        known = merged.get(request.tensor, request)
-        if None not in {known.channel_axis, request.channel_axis} and known.channel_axis != request.channel_axis:
-            raise ModelError(
-                f"channels of tensor {request.tensor!r} were asked for along axis {known.channel_axis} and along axis "
-                f"{request.channel_axis}; collect them apart"
-            )
-        axis = known.channel_axis if known.channel_axis is not None else request.channel_axis
-        merged[request.tensor] = Request(request.tensor, known.histogram or request.histogram, axis)
-    return merged
+def _accumulators(requests: Iterable[Request]) -> dict[str, _Accumulator]:
+    """One accumulator per tensor, for everything that its requests ask for."""
+    asked: dict[str, list[Request]] = {}
+    for request in requests:
+        asked.setdefault(request.tensor, []).append(request)
+    return {
+        tensor: _Accumulator(
+            tensor,
+            any(request.histogram for request in group),
+            frozenset(request.channel_axis for request in group if request.channel_axis is not None),
+        )
+        for tensor, group in sorted(asked.items())
+    }
 
 
-def _exposing(model: Model, requests: Mapping[str, Request]) -> Model:
+def _exposing(model: Model, tensors: Iterable[str]) -> Model:
     """The model with the requested tensors as additional outputs."""
     graph = model.edit()
     values = {str(value.name): value for node in graph.graph for value in node.outputs}
     present = {spec.name for spec in (*model.inputs, *model.outputs)}
-    for name in requests:
+    for name in tensors:
         if name in present:
             continue
         if name not in values:
@@ -255,23 +268,12 @@ def _channel_totals(array: np.ndarray, axis: int) -> np.ndarray:  # [..., C, ...
     return np.asarray(inner.sum(axis=tuple(range(axis)), dtype=np.float64))
 
 
-def _stride(size: int) -> int:
-    """A step that takes at most SAMPLE_LIMIT values and, being prime, does not stay on one channel."""
-    return next(prime for prime in _PRIMES if size <= prime * SAMPLE_LIMIT)
-
-
-def _primes(limit: int) -> tuple[int, ...]:
-    """1, some primes about 9/8 apart, and the limit."""
-    primes, candidate = [1], 2
-    while candidate < limit:
-        if all(candidate % divisor for divisor in range(2, int(candidate**0.5) + 1)):
-            primes.append(candidate)
-            candidate += candidate // 8
-        candidate += 1
-    return (*primes, limit)
-
-
-_PRIMES = _primes(2**20)
+def _stride(size: int, limit: int) -> int:
+    """A step that takes at most ``limit`` values and comes by every channel: it shares no factor with any axis."""
+    step = max(1, -(-size // limit))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def _total(array: np.ndarray) -> float:

@@ -29,6 +29,7 @@ from alula.numerics.bounds import (
     betting_upper_bound,
     bootstrap_upper_bound,
     check_finite,
+    checked_parts,
     exact_paired_upper_bound,
     examples_needed,
     mean_bound_at,
@@ -57,7 +58,7 @@ class Certificate:
     n: int  # examples
     method: Method
     verdict: Verdict
-    examples_needed: int | None  # more, for the bound to reach max_drop if the rates persist; None: no number would do
+    examples_needed: int | None  # more, for the bound to reach max_drop if the rates persist; None: no number is known
     attempt: int  # 1 for the first candidate that was held against these examples
     alpha_spent: float  # error rate of this attempt alone
     lost: int | None  # examples that the original got right and the candidate wrong; None unless scores are 0 or 1
@@ -162,7 +163,8 @@ def certify_corpus(
     Args:
         original_parts: what the score is made of per example, (n, k): true positives, edits and words, ...
         candidate_parts: the same of the candidate, in the same order, (n, k).
-        aggregate: from the parts of any number of examples, (any, k), to one finite score.
+        aggregate: from the parts of any number of examples, (any, k), to one score. Where it gives no finite one for
+            some sample of the examples, the bound is infinite.
         max_drop: the largest drop that is allowed, in units of the score.
         confidence: of the whole certificate, all attempts together.
         attempt: how many candidates have been held against these examples, this one included.
@@ -170,12 +172,13 @@ def certify_corpus(
         seed: of resampling.
 
     Raises:
-        DataError: parts empty, not finite or of different shapes; aggregate raises or returns no finite number.
+        DataError: parts empty, not finite or of different shapes; aggregate raises or returns no finite number for all.
         BudgetError: confidence not strictly between 0 and 1, a negative or infinite max_drop, an attempt below 1.
     """
     terms = _checked_terms(max_drop, confidence, attempt)
-    before = _as_numbers(original_parts, "parts of the original")
-    after = _as_numbers(candidate_parts, "parts of the candidate")
+    before, after = checked_parts(
+        _as_numbers(original_parts, "parts of the original"), _as_numbers(candidate_parts, "parts of the candidate")
+    )
     sign = 1.0 if higher_is_better else -1.0
 
     def score(parts: Floats) -> float:
@@ -244,8 +247,16 @@ def _test_bounded(differences: Floats, span: float, terms: _Terms, seed: int) ->
 def _test_corpus(
     before: Floats, after: Floats, score: Callable[[Floats], float], terms: _Terms, seed: int
 ) -> _Evidence:
-    bound = bootstrap_upper_bound(before, after, score, terms.alpha, seed=seed)
+    def score_of_sample(parts: Floats) -> float:
+        try:
+            return score(parts)
+        except DataError:  # the score of all examples is defined, this sample's is not: a class is missing, say
+            return math.nan
+
     n, drop = len(before), score(before) - score(after)
+    bound = bootstrap_upper_bound(before, after, score_of_sample, terms.alpha, seed=seed)
+    if math.isinf(bound):
+        return _Evidence("bootstrap (approximate)", n, drop, bound, lambda _: math.inf)
     if n < _FEWEST_FOR_BOOTSTRAP:
         return _Evidence(
             "bootstrap (approximate)", n, drop, math.inf, lambda k: math.inf if k < _FEWEST_FOR_BOOTSTRAP else drop
@@ -288,8 +299,8 @@ def _aggregate(aggregate: Callable[[Floats], float], parts: Floats) -> float:
         ) from error
     if not math.isfinite(value):
         raise DataError(
-            f"the aggregate of the metric must be finite for any sample of the examples; it gave {value} for parts of "
-            f"shape {parts.shape} with sums {parts.sum(axis=0).tolist()}; define the score of such a sample"
+            f"the aggregate of the metric must be finite; it gave {value} for parts of shape {parts.shape} with sums "
+            f"{parts.sum(axis=0).tolist()}; give examples of every class, or define the score of such ones"
         )
     return value
 
@@ -354,6 +365,8 @@ def _say_holds(certificate: Certificate, name: str, observation: str) -> str:
 def _say_not_enough(certificate: Certificate, name: str, observation: str) -> str:
     needed = certificate.examples_needed
     more = "no number of examples within reach would do"
+    if not math.isfinite(certificate.bound):
+        more = "more are needed, in which no class is rare; how many cannot be told"
     if needed is not None:
         more = f"about {needed:,} more would do, if what was observed persists"
     return (

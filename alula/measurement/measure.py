@@ -40,8 +40,9 @@ def measure(
 
     Returns:
         By contender: ``latency_p50_ms``, ``latency_p95_ms``, ``latency_p99_ms``; ``latency_ratio``, original by
-        candidate, above 1 is faster; ``load_ms``, ``size_bytes``, ``memory_bytes``, ``memory_increase_bytes``; and
-        ``energy_mj`` where the machine's counters may be read (otherwise see
+        candidate, above 1 is faster; ``load_ms``, ``size_bytes``; ``memory_bytes`` and ``memory_increase_bytes`` where
+        they can be told (see :func:`alula.measurement.memory.measure_memory`); and ``energy_mj`` where the machine's
+        counters may be read (otherwise see
         :func:`alula.measurement.energy.estimate_energy`).
 
     Raises:

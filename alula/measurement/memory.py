@@ -33,23 +33,43 @@ def measure_memory(
 
     Returns:
         By contender: ``memory_bytes``, the whole process, and ``memory_increase_bytes``, what the model added to the
-        bare runtime. Nothing, with a logged reason, where the system cannot tell.
-
-    Raises:
-        TargetError: the process failed or was killed, as it is when memory runs out.
+        bare runtime. Nothing, with a logged reason, where it cannot be told: the system does not say, an input is text,
+        or the process failed or was killed, as it is when memory runs out.
     """
-    if not _STATUS.exists():
-        log.warning("peak memory is not measured: this system has no /proc/self/status")
+    reason = _find_obstacle(trace)
+    if reason:
+        log.warning("peak memory is not measured: %s", reason)
         return {name: {} for name in contenders}
-    names = list(contenders)
-    readings: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
-    with TemporaryDirectory(prefix="alula-") as scratch:
-        feeds = _write_feeds(trace, Path(scratch) / "feeds.npz")
-        requests = {name: _make_request(target, contenders[name], trace, feeds) for name in names}
-        for turn in range(repeats):
-            for name in names if turn % 2 == 0 else names[::-1]:
+    try:
+        with TemporaryDirectory(prefix="alula-") as scratch:
+            feeds = _write_feeds(trace, Path(scratch) / "feeds.npz")
+            requests = {name: _make_request(target, parts, trace, feeds) for name, parts in contenders.items()}
+            readings = _take_turns(requests, repeats)
+    except OSError as error:
+        log.warning("peak memory is not measured: %s", error)
+        readings = {}
+    return {name: _summarise(readings[name]) if name in readings else {} for name in contenders}
+
+
+def _take_turns(requests: Mapping[str, str], repeats: int) -> dict[str, list[tuple[int, int]]]:
+    """Readings of each contender; none, with a logged reason, of one that fails."""
+    readings: dict[str, list[tuple[int, int]]] = {name: [] for name in requests}
+    for turn in range(repeats):
+        for name in list(readings)[:: 1 if turn % 2 == 0 else -1]:
+            try:
                 readings[name].append(_run_child(name, requests[name]))
-    return {name: _summarise(taken) for name, taken in readings.items()}
+            except TargetError as error:
+                log.warning("peak memory is not measured: %s", error)
+                del readings[name]
+    return readings
+
+
+def _find_obstacle(trace: Trace) -> str:
+    """Why memory cannot be measured, whatever the contender; empty if it can."""
+    if not _STATUS.exists():
+        return "this system has no /proc/self/status"
+    texts = [name for _, feeds in trace for name, array in feeds.items() if array.dtype.hasobject]
+    return f"the input {texts[0]!r} is text, which is not handed to another process" if texts else ""
 
 
 def _summarise(readings: Sequence[tuple[int, int]]) -> dict[str, Measurement]:

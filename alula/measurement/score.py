@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from alula.examples import read_example
 from alula.task import Run, Task
 from alula.task_files import raised_at
 
+_Part = TypeVar("_Part")
 _ROUNDING = 1e-6  # of the width of the bounds: what a score may lie outside for rounding's sake
 
 
@@ -60,8 +61,9 @@ def score(
     chunks: list[np.ndarray] = []
     for start in range(0, len(examples), chunk):
         indices = range(start, min(start + chunk, len(examples)))
-        values = _call_scorer(task, run, [read_example(examples, index) for index in indices], indices)
-        with at(f"scorer on examples {indices[0]}..{indices[-1]}"):
+        place = f"examples {indices[0]}..{indices[-1]}"
+        values = call_scorer(task.scorer, run, [read_example(examples, index) for index in indices], place)
+        with at(f"scorer on {place}"):
             chunks.append(_check(task, values, indices))
             if chunks[0].shape[1:] != chunks[-1].shape[1:]:
                 raise DataError(f"gave {chunks[-1].shape[1:]} numbers per example, and {chunks[0].shape[1:]} before")
@@ -82,19 +84,35 @@ def drop(original: Scores, candidate: Scores, task: Task) -> float:
     return (original.score - candidate.score) * (1 if task.higher_is_better else -1)
 
 
-def _call_scorer(task: Task, run: Run, examples: list[Any], indices: range) -> Any:
-    place = f"examples {indices[0]}..{indices[-1]}"
+def call_scorer(scorer: Callable[[Any, Sequence[Any]], Any], run: Run, examples: Sequence[Any], place: str) -> Any:
+    """What a scorer gives for some examples; ``place`` names them in messages.
+
+    Raises:
+        DataError: the scorer raises.
+        AlulaError: what it runs does; the same kind, with the place.
+    """
     try:
-        return task.scorer(run, examples)
+        return scorer(run, examples)
     except AlulaError as error:
         raise type(error)(f"scorer on {place}: {error}") from error
     except Exception as error:  # the scorer is any code of the user's
-        line = _line_of_scorer(task, error)
+        line = _line_of_scorer(scorer, error)
         raise DataError(f"scorer failed on {place}: {type(error).__name__}: {error}{line}") from error
 
 
-def _line_of_scorer(task: Task, error: Exception) -> str:
-    code = getattr(task.scorer, "__code__", None) or getattr(type(task.scorer).__call__, "__code__", None)
+def part_named(parts: Mapping[str, _Part], name: str) -> _Part:
+    """The part that a scorer runs.
+
+    Raises:
+        DataError: the task has no such part.
+    """
+    if name not in parts:
+        raise DataError(f"the task has the parts {', '.join(sorted(parts))}; its scorer ran {name!r}")
+    return parts[name]
+
+
+def _line_of_scorer(scorer: Callable[..., Any], error: Exception) -> str:
+    code = getattr(scorer, "__code__", None) or getattr(type(scorer).__call__, "__code__", None)
     line = "" if code is None else raised_at(error, Path(code.co_filename))
     return f" ({line})" if line else ""
 

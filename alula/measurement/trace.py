@@ -11,7 +11,10 @@ import numpy as np
 from alula.errors import DataError, TargetError
 from alula.examples import read_example
 from alula.graph.model import Model
+from alula.measurement.score import call_scorer, part_named
 from alula.targets import Artifact, Opened, Target
+
+CANDIDATES = 9  # calibration examples, of which the one of median size is recorded
 
 Trace = tuple[tuple[str, dict[str, np.ndarray]], ...]
 log = logging.getLogger(__name__)
@@ -37,31 +40,47 @@ class Traceable(Protocol):
 
 
 def record_trace(task: Traceable, limit: int = 32) -> Trace:
-    """The (part, feeds) calls that the task's scorer makes for its first calibration example, at most ``limit``.
+    """The (part, feeds) calls that the task's scorer makes for one calibration example, at most ``limit``.
+
+    The example is the one of median size among the first 9, where size is the number of values fed in recorded calls;
+    of equal ones the first, of two in the middle the smaller.
 
     Raises:
-        DataError: there is no calibration example, or the scorer runs no part or one that is not there.
+        DataError: there is no calibration example, or the scorer fails, runs no part or one that is not there.
     """
     if len(task.calibration) == 0:
         raise DataError("a trace needs one calibration example, and the task has none")
+    recorded = [_record(task, index, limit) for index in range(min(CANDIDATES, len(task.calibration)))]
+    sizes = [_count_values(calls) for calls, _ in recorded]
+    trace, made = recorded[sizes.index(sorted(sizes)[(len(sizes) - 1) // 2])]
+    if made > limit:
+        log.warning("one example makes %d calls; the first %d are timed", made, limit)
+    return trace
+
+
+def _record(task: Traceable, index: int, limit: int) -> tuple[Trace, int]:
+    """The calls that are made for one example, at most ``limit``, and how many there were."""
     calls: list[tuple[str, dict[str, np.ndarray]]] = []
     made = 0
 
     def run(feeds: Mapping[str, np.ndarray], part: str = "model") -> dict[str, np.ndarray]:
         nonlocal made
-        if part not in task.parts:
-            raise DataError(f"the task has the parts {', '.join(sorted(task.parts))}; its scorer ran {part!r}")
+        model = part_named(task.parts, part)
         made += 1
         if made <= limit:  # copies: a scorer may change its state arrays in place
             calls.append((part, {name: np.array(array) for name, array in feeds.items()}))
-        return task.parts[part].run(feeds)
+        return model.run(feeds)
 
-    task.scorer(run, [read_example(task.calibration, 0)])
+    call_scorer(task.scorer, run, [read_example(task.calibration, index)], f"calibration example {index}")
     if not calls:
-        raise DataError("the scorer must run the model at least once for an example, and it never did")
-    if made > limit:
-        log.warning("one example makes %d calls; the first %d are timed", made, limit)
-    return tuple(calls)
+        raise DataError(
+            f"the scorer must run the model at least once for an example, and never did for calibration example {index}"
+        )
+    return tuple(calls), made
+
+
+def _count_values(trace: Trace) -> int:
+    return sum(array.size for _, feeds in trace for array in feeds.values())
 
 
 def open_parts(target: Target, artifacts: Mapping[str, Artifact], trace: Trace) -> dict[str, Opened]:

@@ -312,23 +312,24 @@ def bootstrap_upper_bound(
     Paired bootstrap with bias correction and acceleration (BCa, Efron 1987): the same examples are drawn for both
     models, and the bound is the quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the resampled drops, with z =
     Phi^-1(1 - alpha). The acceleration a comes from a jackknife over at most 200 groups of examples. Its coverage is
-    right only as n grows.
+    right only as n grows. Infinity where a sample of the examples has no score (such as one without a positive): then
+    the examples are too few to tell.
 
     Args:
         original_parts: what the score is made of, per example, (n, k): true positives, false positives, ...
         candidate_parts: the same of the candidate, (n, k).
-        aggregate: from parts of any number of examples, (any, k), to one score.
+        aggregate: from parts of any number of examples, (any, k), to one score; NaN where a sample has none.
         alpha: one-sided error rate.
         resamples: how often to resample.
         seed: of the resampling.
 
     Raises:
-        DataError: the parts are empty, not finite or of different shapes, or a score of resampled parts is not finite.
+        DataError: the parts are empty, not finite or of different shapes, or the score of all of them is not finite.
         BudgetError: alpha is not strictly between 0 and 1.
     """
     from scipy.special import ndtr, ndtri
 
-    original, candidate = _checked_parts(original_parts, candidate_parts)
+    original, candidate = checked_parts(original_parts, candidate_parts)
     _check_alpha(alpha)
     random = np.random.default_rng(seed)
     n = len(original)
@@ -337,23 +338,27 @@ def bootstrap_upper_bound(
         return float(aggregate(original[rows])) - float(aggregate(candidate[rows]))
 
     observed = drop_on(np.arange(n))
+    check_finite(np.array([observed]), "the drop of all examples")
     drops = np.sort([drop_on(random.integers(n, size=n)) for _ in range(resamples)])
-    check_finite(drops, "the drop of resampled examples")
+    acceleration = _acceleration(drop_on, random.permutation(n))
+    if not (np.isfinite(drops).all() and math.isfinite(acceleration)):
+        return math.inf
     share_below = (np.sum(drops < observed) + np.sum(drops <= observed)) / (2 * resamples)
     bias = float(ndtri(np.clip(share_below, 0.5 / resamples, 1 - 0.5 / resamples)))
     shifted = bias + float(ndtri(1 - alpha))
-    stretch = 1 - _acceleration(drop_on, random.permutation(n)) * shifted
+    stretch = 1 - acceleration * shifted
     level = float(ndtr(bias + shifted / stretch)) if stretch > 0 else 1.0
     return float(drops[min(math.ceil(level * resamples), resamples) - 1])
 
 
 def _acceleration(drop_on: Callable[[Integers], float], order: Integers) -> float:
-    """Skewness of the jackknife values over six, from leaving out one group of examples at a time."""
+    """Skewness of the jackknife values over six, from leaving out one group of examples at a time; NaN if one is."""
     groups = np.array_split(order, min(len(order), _JACKKNIFE_GROUPS))
     if len(groups) < 2:
         return 0.0
     left_out = np.array([drop_on(np.concatenate(groups[:i] + groups[i + 1 :])) for i in range(len(groups))])
-    check_finite(left_out, "the drop of all examples but a few")
+    if not np.isfinite(left_out).all():
+        return math.nan
     pull = left_out.mean() - left_out
     spread = float((pull**2).sum())
     return 0.0 if spread == 0 else float((pull**3).sum()) / (6 * spread**1.5)
@@ -452,7 +457,12 @@ def _checked_differences(differences: npt.ArrayLike, low: float, high: float) ->
     return np.clip(x, low, high)
 
 
-def _checked_parts(original_parts: npt.ArrayLike, candidate_parts: npt.ArrayLike) -> tuple[Floats, Floats]:
+def checked_parts(original_parts: npt.ArrayLike, candidate_parts: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Parts of two models on the same examples, as numbers, (n, k) both.
+
+    Raises:
+        DataError: they are empty, not finite or of different shapes.
+    """
     original, candidate = (np.asarray(parts, dtype=np.float64) for parts in (original_parts, candidate_parts))
     if original.ndim != 2 or original.shape != candidate.shape or len(original) == 0:
         raise DataError(

@@ -240,7 +240,8 @@ def _value(measured: Measurement | None) -> Html:
     if measured is None:
         return safe("not measured")
     value, bracket, interval = str(measured).removeprefix("about ").partition(" (")  # an estimate is marked by its name
-    return join([value, element("small", interval.removesuffix(")"))]) if bracket else safe(value)
+    low, _, high = interval.removesuffix(")").partition(" to ")
+    return join([value, element("small", f"{low} to {high}")]) if bracket and low != high else safe(value)
 
 
 def _change(key: str, before: Measurement | None, after: Measurement | None) -> str:
@@ -282,7 +283,7 @@ def _layers(frontier: Frontier) -> Html:
     before = {(row.part, row.name): row for row in frontier.original.layers}
     rows = [
         (path(row.name), *((row.part,) if parts else ()), row.operator, row.bits,
-         Cell(bytes_in_words(row.weight_bytes), row.weight_bytes), Cell(count_in_words(row.macs), row.macs),
+         Cell(bytes_in_words(row.weight_bytes), row.weight_bytes), _macs(row),
          *((Cell("-" if row.harm is None else f"{row.harm:.2%}", row.harm),) if harmed else ()),
          *((_layer_time(row, frontier.best), _layer_time(before.get((row.part, row.name)), frontier.original))
            if timed else ()), row.why)
@@ -298,6 +299,10 @@ def _layers(frontier: Frontier) -> Html:
         element("p", legend, "Press a heading to sort by it.", class_="quiet"),
         table(caption, [*columns, Column("Why", wide=True)], rows, sortable=True, tall=True),
     )
+
+
+def _macs(row: LayerRow) -> Cell:
+    return Cell("-" if row.macs is None else count_in_words(row.macs), row.macs)
 
 
 def _layer_time(row: LayerRow | None, one: Candidate) -> Cell:
@@ -329,8 +334,8 @@ def _finding(finding: Finding) -> Html:
 
 def _tried(frontier: Frontier) -> Html:
     columns = (
-        Column("Candidate"), Column("Size", number=True), Column("Latency", number=True),
-        Column("Speed-up", number=True), Column("Score", number=True), Column("Lost", number=True),
+        Column("Candidate"), Column("Size", number=True), Column("Speed-up", number=True),
+        Column("Score", number=True), Column("Lost", number=True),
         Column("Outcome, and recipe", wide=True),
     )  # fmt: skip
     everyone = (frontier.original, *frontier.candidates)
@@ -341,14 +346,13 @@ def _tried(frontier: Frontier) -> Html:
 
 
 def _candidate(one: Candidate) -> tuple[object, ...]:
-    latency, ratio = one.measurements.get("latency_p50_ms"), one.measurements.get("latency_ratio")
+    ratio = one.measurements.get("latency_ratio")
     return (
         one.name,
         Cell(bytes_in_words(one.size_bytes), one.size_bytes),
-        Cell("-", None) if latency is None else Cell(f"{latency.value:.3g} ms", latency.value),
-        Cell("-", None) if ratio is None else Cell(f"{ratio.value:.2f}x", ratio.value),
+        Cell("-", None) if ratio is None else Cell(_value(ratio), ratio.value),
         Cell(score_in_words(one.score), one.score),
-        Cell(f"{one.drop:+.4f}", one.drop),
+        Cell(join([f"{one.drop:+.4f}", _interval(one.measurements.get("drop"))]), one.drop),
         join([one.verdict, element("small", one.recipe.describe())]),
     )
 
@@ -388,7 +392,13 @@ def _time_table(original: Candidate, best: Candidate) -> list[Html]:
     rows.append(("Number of conversions", *(f"{split.conversion_count:,}" for _, split in sides)))
     rows.append(("Number of operators", *(f"{split.node_count:,}" for _, split in sides)))
     columns = (Column("Work"), *(Column(name, number=True) for name, _ in sides))
-    return [table("Time of one example in the runtime's own profiler, which slows it down a little", columns, rows)]
+    return [
+        table(
+            "Time of one example's operators, by the runtime's own profiler; what lies between them is not in it",
+            columns,
+            rows,
+        )
+    ]
 
 
 def _time_share(share: float, split: TimeSplit) -> Html:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from alula.search.result import Candidate, Frontier
@@ -48,7 +49,7 @@ def costs_of(frontier: Frontier) -> tuple[Cost, ...]:
     unit, scale = next((pair for pair in sizes if frontier.original.size_bytes >= pair[1]), sizes[-1])
     limit = frontier.budget.max_size_bytes
     size = Cost("Size", unit, lambda one: (one.size_bytes / scale,) * 3, None if limit is None else limit / scale)
-    latency = Cost("Latency (median)", "ms", _latency, frontier.budget.max_latency_ms)
+    latency = Cost("Latency (median)", "ms", partial(_latency, frontier.original), frontier.budget.max_latency_ms)
     return (size, latency) if latency.read(frontier.original) is not None else (size,)
 
 
@@ -90,12 +91,19 @@ def describe(frontier: Frontier, cost: Cost) -> str:
     return f"{cost.title} against {frontier.metric}. " + "; ".join(points) + "."
 
 
-def _latency(candidate: Candidate) -> tuple[float, float, float] | None:
-    measured = candidate.measurements.get("latency_p50_ms")
+def _latency(original: Candidate, candidate: Candidate) -> tuple[float, float, float] | None:
+    """The original's latency over the speed-up: each ran beside the original, but not all of them at one time."""
+    measured = original.measurements.get("latency_p50_ms")
+    ratio = candidate.measurements.get("latency_ratio")
     if measured is None:
         return None
-    low, high = measured.low, measured.high
-    return measured.value, measured.value if low is None else low, measured.value if high is None else high
+    if candidate.name == original.name:
+        low, high = measured.low, measured.high
+        return measured.value, measured.value if low is None else low, measured.value if high is None else high
+    if ratio is None or ratio.value <= 0:
+        return None
+    slowest, fastest = ratio.low or ratio.value, ratio.high or ratio.value
+    return measured.value / ratio.value, measured.value / fastest, measured.value / slowest
 
 
 def _score_interval(candidate: Candidate) -> tuple[float, float]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from alula.errors import AlulaError, DataError
+from alula.errors import AlulaError
+from alula.graph.model import Note
 from alula.measurement.energy import estimate_energy
 from alula.measurement.measure import measure, measure_size
 from alula.measurement.parity import check_parity
-from alula.measurement.score import Scores, drop, score
+from alula.measurement.score import Scores, drop, part_named, score
 from alula.measurement.score_interval import measure_drop, measure_score
 from alula.measurement.throughput import measure_throughput
 from alula.recipe import Recipe, apply_recipe
@@ -29,7 +30,7 @@ from alula.search.trial import Trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from alula.graph.model import Model, Note
+    from alula.graph.model import Model
     from alula.graph.statistics import Statistics
     from alula.measurement.measurement import Measurement
     from alula.measurement.trace import Trace
@@ -55,7 +56,7 @@ class Ground:
     seed: int
     selection: Sequence[object]
     trace: Trace
-    macs: Mapping[str, Mapping[str, int]]  # by part and layer, of one run
+    macs: Mapping[str, Mapping[str, int | None]]  # by part and layer, of one run; None where it cannot be told
     artifacts: Artifacts  # the original's
     calls: Mapping[str, int]  # by part, for one example
     memory: bool  # whether a limit on peak memory makes it worth measuring for every candidate
@@ -101,9 +102,7 @@ def run_of(target: Target, artifacts: Artifacts) -> Run:
     opened = {part: target.open(artifact) for part, artifact in artifacts.items()}
 
     def run(feeds: Mapping[str, np.ndarray], part: str = "model") -> dict[str, np.ndarray]:
-        if part not in opened:
-            raise DataError(f"the task has the parts {', '.join(sorted(opened))}; its scorer ran {part!r}")
-        return opened[part](feeds)
+        return part_named(opened, part)(feeds)
 
     return run
 
@@ -224,7 +223,16 @@ def _measured(ground: Ground, trial: Trial, contenders: Mapping[str, Artifacts])
     found = measure(
         ground.target, contenders, ground.trace, seconds=SHORT_SECONDS, seed=ground.seed, memory=ground.memory
     )
-    return _with_energy(trial.measured(found[trial.name]), ground.calls)
+    trial = trial.measured(found[trial.name])
+    return _with_energy(note_memory(trial) if ground.memory else trial, ground.calls)
+
+
+def note_memory(trial: Trial) -> Trial:
+    """The trial, with a note where its peak memory is not among its measurements."""
+    note = Note(trial.name, "its peak memory could not be measured; the log says why")
+    if "memory_bytes" in trial.candidate.measurements or note in trial.candidate.notes:
+        return trial
+    return replace(trial, candidate=replace(trial.candidate, notes=(*trial.candidate.notes, note)))
 
 
 def _profiled(ground: Ground, trial: Trial, models: Mapping[str, Model], artifacts: Artifacts) -> Trial:
@@ -247,12 +255,13 @@ def _relative(path: Path, ground: Ground) -> str:
 
 
 def _with_energy(trial: Trial, calls: Mapping[str, int]) -> Trial:
-    """Add an estimate of the energy of one example, where the machine's counters could not be read."""
-    if "energy_mj" in trial.candidate.measurements:
+    """Add an estimate of the energy of one example, where the counters could not be read and the work is known."""
+    unknown = any(row.macs is None for row in trial.candidate.layers)
+    if unknown or "energy_mj" in trial.candidate.measurements:
         return trial
     macs: Counter[int] = Counter()
     moved = 0
     for row in trial.candidate.layers:
-        macs[operand_bits(row)] += row.macs * calls.get(row.part, 0)
+        macs[operand_bits(row)] += (row.macs or 0) * calls.get(row.part, 0)
         moved += row.weight_bytes * calls.get(row.part, 0)
     return trial.measured({"energy_mj": estimate_energy(macs, moved)})

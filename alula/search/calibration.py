@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from alula.errors import AlulaError, DataError, at
+from alula.errors import at
 from alula.examples import read_example
 from alula.graph.statistics import Collector, Request, Statistics
+from alula.measurement.score import call_scorer, part_named
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
+from alula.search.diagnosis import channel_axis
 from alula.search.propose import preserves_function
 from alula.search.sensitivity import compressed_layers, only
 
 if TYPE_CHECKING:
     from alula.graph.model import Model
-    from alula.task import Run, Task
+    from alula.task import Task
 
     Progress = Callable[[int, int], None]
 
@@ -48,18 +50,19 @@ def calibrate(task: Task, recipes: Iterable[Recipe], on_progress: Progress | Non
     recording = True
 
     def run(feeds: Mapping[str, np.ndarray], part: str = "model") -> dict[str, np.ndarray]:
-        if part not in collectors:
-            raise DataError(f"the task has the parts {', '.join(sorted(collectors))}; its scorer ran {part!r}")
+        collector = part_named(collectors, part)
         if recording:
             recordings[part].add(feeds)
         with at(f"part {part!r}") if len(collectors) > 1 else nullcontext():
-            return collectors[part](feeds)
+            return collector(feeds)
 
     for start in range(0, len(task.calibration), CHUNK):
         recording = start < RECORDED_CHUNKS * CHUNK
-        _observe(task, run, range(start, min(start + CHUNK, len(task.calibration))))
+        end = min(start + CHUNK, len(task.calibration))
+        examples = [read_example(task.calibration, index) for index in range(start, end)]
+        call_scorer(task.scorer, run, examples, f"calibration examples {start}..{end - 1}")  # its scores do not matter
         if on_progress is not None:
-            on_progress(min(start + CHUNK, len(task.calibration)), len(task.calibration))
+            on_progress(end, len(task.calibration))
     feeds = {part: tuple(recorded.calls) for part, recorded in recordings.items()}
     return Calibration({part: _statistics(part, collector) for part, collector in collectors.items()}, feeds)
 
@@ -82,7 +85,7 @@ def _requests(model: Model, recipes: tuple[Recipe, ...], part: str) -> frozenset
         wanted |= whole
     if wanted:
         folded = apply_recipe(model, preserving_part(recipes[0], part), Statistics(), part)
-        wanted |= _diagnosis_requests(folded, wanted)
+        wanted |= _diagnosis_requests(folded)
     return frozenset(wanted)
 
 
@@ -98,29 +101,10 @@ def _single_requests(model: Model, recipe: Recipe, part: str) -> set[Request]:
     return {replace(request, histogram=True) for request in found}
 
 
-def _diagnosis_requests(model: Model, taken: Iterable[Request]) -> set[Request]:
-    """A histogram, and the channels' ranges, of each layer's input. An axis that somebody asked for is left to them."""
-    axes = {request.tensor for request in taken if request.channel_axis is not None}
-    found = set()
-    for layer in model.layers():
-        if layer.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            axis = 1 if layer.operator != "MatMul" else -1
-            own = None if layer.input in axes else axis
-            axes.add(layer.input)
-            found.add(Request(layer.input, histogram=True, channel_axis=own))
-    return found
-
-
-def _observe(task: Task, run: Run, indices: range) -> None:
-    """Let the scorer run on some examples; what it scores is of no interest here."""
-    examples = [read_example(task.calibration, index) for index in indices]
-    place = f"calibration examples {indices[0]}..{indices[-1]}"
-    try:
-        task.scorer(run, examples)
-    except AlulaError as error:
-        raise type(error)(f"{place}: {error}") from error
-    except Exception as error:  # the scorer is any code of the user's
-        raise DataError(f"the scorer failed on {place}: {type(error).__name__}: {error}") from error
+def _diagnosis_requests(model: Model) -> set[Request]:
+    """A histogram, and the channels' ranges, of each layer's input."""
+    layers = [layer for layer in model.layers() if layer.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    return {Request(layer.input, histogram=True, channel_axis=channel_axis(layer)) for layer in layers}
 
 
 def _statistics(part: str, collector: Collector) -> Statistics:

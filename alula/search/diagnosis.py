@@ -89,16 +89,12 @@ def diagnose(
             model=model,
             layer=layer,
             part=part,
-            input=_seen_of(statistics, layer.input),
-            output=_seen_of(statistics, layer.output),
+            input=statistics.get(layer.input),
+            output=statistics.get(layer.output),
             clip=(ranges or {}).get(layer.input),
         )
         findings.extend(_causes(seen, watched=watched, per_channel=per_channel, vnni=vnni))
     return tuple(findings)
-
-
-def _seen_of(statistics: Statistics, tensor: str) -> TensorStatistics | None:
-    return statistics[tensor] if tensor in statistics else None  # noqa: SIM401 - its own get() refuses unknown names
 
 
 def ranges_of(model: Model) -> dict[str, tuple[float, float]]:
@@ -162,7 +158,7 @@ def _outlier_weight(seen: _Seen) -> Iterator[Finding]:
 
 
 def _outlier_activation(seen: _Seen) -> Iterator[Finding]:
-    widths = _activation_widths(seen.input)
+    widths = _activation_widths(seen.input, channel_axis(seen.layer))
     if widths is not None and not seen.layer.depthwise:
         yield from _outlier(seen, widths, "activation", "keep in float, or 16-bit activations")
 
@@ -254,7 +250,7 @@ def _skewed(seen: _Seen) -> Iterator[Finding]:
 def _spread(seen: _Seen) -> Iterator[Finding]:
     if not seen.layer.depthwise:
         return
-    widths = _activation_widths(seen.input)
+    widths = _activation_widths(seen.input, channel_axis(seen.layer))
     if widths is None:
         return
     alive = widths[widths > 0]
@@ -339,11 +335,14 @@ def _channel_widths(weight: NDArray[np.generic], axis: int) -> NDArray[np.float6
     return np.asarray(np.abs(weight.astype(np.float64)).max(axis=others))
 
 
-def _activation_widths(statistics: TensorStatistics | None) -> NDArray[np.float64] | None:  # -> [C]
-    if statistics is None or statistics.channel_minimum is None or statistics.channel_maximum is None:
-        return None
-    low, high = np.abs(statistics.channel_minimum), np.abs(statistics.channel_maximum)
-    return np.asarray(np.maximum(low, high), np.float64)
+def channel_axis(layer: Layer) -> int:
+    """The axis of a layer's input that runs over its channels."""
+    return 1 if "Conv" in layer.operator else -1
+
+
+def _activation_widths(statistics: TensorStatistics | None, axis: int) -> NDArray[np.float64] | None:  # -> [C]
+    seen = None if statistics is None else statistics.channels.get(axis)
+    return None if seen is None else np.asarray(np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)), np.float64)
 
 
 def _magnitude_quantile(statistics: TensorStatistics, fraction: float) -> float:

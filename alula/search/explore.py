@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 STORE_FILE: Final = "trials.sqlite"
 RECIPE_FILE: Final = "recipe.json"
+SHIPPED_SUFFIXES: Final = (".onnx", ".onnx.data", ".xml", ".bin")
 
 
 def compress(
@@ -116,7 +117,9 @@ def finish(search: Search, choice: Choice, started: float) -> Frontier:
     """Write the model, the recipe and the result."""
     folder, shipped = search.ground.folder, choice.shipped
     fingerprints = {"task": search.ground.task.fingerprint}
-    if shipped is not None:
+    if shipped is None:
+        _remove_shipped(search.ground.task.parts, folder)
+    else:
         paths = ship(artifacts_of(search, shipped), folder)
         recipe = {"name": shipped.name, **shipped.candidate.recipe.to_json()}
         write_text(folder / RECIPE_FILE, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
@@ -170,20 +173,25 @@ def _recall_original(ground: Ground, store: Store, emit: Emit) -> Trial:
     return Trial.from_json(known)
 
 
-def _count_macs(task: Task, trace: Trace) -> dict[str, dict[str, int]]:
+def _count_macs(task: Task, trace: Trace) -> dict[str, dict[str, int | None]]:
     """Multiply-accumulates of each layer, for inputs of the shapes that the scorer really feeds."""
     counted = {}
     for part, model in task.parts.items():
         feeds = next((feeds for called, feeds in trace if called == part), {})
         cost = measure_cost(model, {name: array.shape for name, array in feeds.items()})
-        counted[part] = {layer.name: layer.macs or 0 for layer in cost.layers}
+        counted[part] = {layer.name: layer.macs for layer in cost.layers}
     return counted
 
 
 def _doubts(ground: Ground) -> list[Note]:
-    """A note where the target computes something else than the original's graph says."""
+    """Notes where the target computes something else than the original's graph says, or the work is not known."""
     parity = check_parity(ground.task.parts, ground.target, ground.artifacts, ground.trace)
-    return [] if parity.ok else [Note(ORIGINAL, f"the target does not compute what the graph says: {parity.note}")]
+    notes = [] if parity.ok else [Note(ORIGINAL, f"the target does not compute what the graph says: {parity.note}")]
+    unknown = [layer for counts in ground.macs.values() for layer, count in counts.items() if count is None]
+    if unknown:
+        text = f"the multiply-accumulates of {len(unknown)} layers are not known before running, nor is their energy"
+        notes.append(Note(unknown[0], f"{text}: shapes depend on values"))
+    return notes
 
 
 def _interrupted(search: Search, started: float) -> Frontier:
@@ -209,6 +217,17 @@ def _remove_all_but(folder: Path, kept: AbstractSet[str]) -> None:
         for path in sorted(folder.iterdir()):
             if path.is_dir() and path.name not in kept:
                 shutil.rmtree(path)
+
+
+def _remove_shipped(parts: Iterable[str], folder: Path) -> None:
+    """Remove what an earlier run wrote beside its recipe: it is not what this run found."""
+    recipe = folder / RECIPE_FILE
+    with storing(f"tidy {folder}"):
+        if recipe.is_file():
+            for part in parts:
+                for suffix in SHIPPED_SUFFIXES:
+                    (folder / f"{part}{suffix}").unlink(missing_ok=True)
+            recipe.unlink()
 
 
 def _hash(path: Path) -> str:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from alula.graph.model import Model
 
 
-def layer_rows(part: str, original: Model, candidate: Model, macs: Mapping[str, int]) -> tuple[LayerRow, ...]:
+def layer_rows(part: str, original: Model, candidate: Model, macs: Mapping[str, int | None]) -> tuple[LayerRow, ...]:
     """One row for each layer of the original: its bits in the candidate, bytes, multiply-accumulates, and notes on it.
 
     Args:
         part: name of the graph in its task.
         original: the float graph.
         candidate: the compressed one.
-        macs: multiply-accumulates of one run, by layer name.
+        macs: multiply-accumulates of one run, by layer name, where they are known.
     """
     nodes = {str(node.name): node for node in candidate.graph}
     reasons: dict[str, str] = {note.place: note.text for note in candidate.notes}
@@ -36,7 +36,7 @@ def layer_rows(part: str, original: Model, candidate: Model, macs: Mapping[str, 
             operator=layer.operator,
             bits=_bits(layer, candidate, nodes.get(layer.name)),
             weight_bytes=sum(_stored_bytes(candidate, name) for name in layer.weights),
-            macs=macs.get(layer.name, 0),
+            macs=macs.get(layer.name),
             harm=None,
             latency_share=None,
             why=reasons.get(layer.name, ""),
@@ -48,8 +48,9 @@ def layer_rows(part: str, original: Model, candidate: Model, macs: Mapping[str, 
 def where_the_time_goes(part: str, rows: tuple[LayerRow, ...], candidate: Model) -> Note:
     """What a reader needs to see why a candidate is no faster: work left in float, and conversions around the rest."""
     left = [row for row in rows if computes_in_float(row)]
-    total, floating = sum(row.macs for row in rows), sum(row.macs for row in left)
-    share = f", {floating / total:.0%} of the multiply-accumulates" if total else ""
+    total, floating = sum(row.macs or 0 for row in rows), sum(row.macs or 0 for row in left)
+    known = total and all(row.macs is not None for row in rows)
+    share = f", {floating / total:.0%} of the multiply-accumulates" if known else ""
     kinds = Counter(row.operator for row in left).most_common(3)
     words = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if left else ""
     conversions = sum(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in candidate.graph)

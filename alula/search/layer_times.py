@@ -167,18 +167,26 @@ def _with_fused(
         for index, (one, name) in enumerate(zip(times, names, strict=True)):
             if found[index] is not None or not _PRODUCT.search(one.operator):
                 continue
-            tensor = one.name.removesuffix(_BLOCKED)
-            start = producers.get(tensor) if one.name.endswith(_BLOCKED) else nodes.get(name, producers.get(tensor))
-            free = [owners.get(before) for before in _products_before(start, steps) if owners.get(before) not in taken]
+            starts = _starts(one, name, nodes, producers)
+            free = [owners.get(before) for before in _products_before(starts, steps) if owners.get(before) not in taken]
             if free:
                 found[index] = free[0]
                 taken.add(free[0])
     return found
 
 
-def _products_before(node: ir.Node | None, steps: int) -> list[str]:
-    """Names of the products that many steps before a node, with none between."""
-    reached = [] if node is None else [node]
+def _starts(time: NodeTime, name: str, nodes: Mapping[str, ir.Node], producers: Mapping[str, ir.Node]) -> list[ir.Node]:
+    """The nodes of the graph that a timed node is called after, or made of."""
+    if time.name.endswith(_BLOCKED):
+        found = [producers.get(time.name.removesuffix(_BLOCKED))]
+    else:
+        found = [nodes.get(one, producers.get(one)) for one in (name, *time.origins)]
+    return [node for node in found if node is not None]
+
+
+def _products_before(starts: Sequence[ir.Node], steps: int) -> list[str]:
+    """Names of the products that many steps before the given nodes, with none between."""
+    reached = list(starts)
     for _ in range(steps):
         open_ends = [one for one in reached if not _PRODUCT.search(one.op_type)]
         inputs = [value for one in open_ends for value in one.inputs if value is not None]

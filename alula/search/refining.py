@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 REFINED: Final = 2  # proposals that are refined, at most
 BISECTIONS: Final = 4
+log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # part, layer
 
@@ -65,7 +67,11 @@ def is_accurate(search: Search, trial: Trial) -> bool:
 
 def would_certify(search: Search, trial: Trial) -> bool:
     """Whether the certificate would hold if the held-out examples were like the selection examples."""
-    found = certificate_of(search, search.terms.original.values, trial.values)
+    try:
+        found = certificate_of(search, search.terms.original.values, trial.values)
+    except DataError as error:
+        log.warning("whether %s would be certified cannot be told: %s", trial.name, error)
+        return False
     if found.verdict == "holds":
         return True
     return found.examples_needed is not None and found.n + found.examples_needed <= len(search.certification)
@@ -112,6 +118,8 @@ def _keep_most_harmful(search: Search, proposal: Proposal, harms: dict[Key, Harm
         if trial is not None and not search.terms.is_better(trial):
             break  # nothing is left to gain
         low, count = count, 2 * count
+    else:
+        high = len(order)
     for _ in range(BISECTIONS):
         if high - low <= 1:
             break

@@ -55,7 +55,7 @@ class LayerRow(_Record):
     operator: str
     bits: str  # weight x activation in words: "int8 x uint8", "float32", "int4/32"
     weight_bytes: int
-    macs: int
+    macs: int | None  # multiply-accumulates of one run; None where shapes cannot be told before running
     harm: float | None  # relative error of the graph's outputs when only this layer is compressed; None: not measured
     latency_share: float | None  # fraction of the time of all nodes, 0..1; None where the profiler shows no such node
     why: str
@@ -156,9 +156,7 @@ class Frontier(_Record):
     def best(self) -> Candidate:
         """What was written: the chosen candidate, else the closest to the budget, else the original."""
         name = self.chosen or self.closest
-        if name is not None:
-            return self.candidate(name)
-        return min(self.candidates, key=lambda candidate: (candidate.drop, candidate.size_bytes), default=self.original)
+        return self.original if name is None else self.candidate(name)
 
     def __str__(self) -> str:
         from alula.search.words import verdict_in_words

@@ -146,28 +146,37 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:
     The lock is the kernel's (``flock`` on ``.lock``) and goes with the process, however it ends.
 
     Raises:
-        StorageError: another run holds the folder, or it cannot be made or written.
+        StorageError: another run holds the folder, it cannot be made, locked or written, or the system has no flock.
     """
-    import fcntl
-
     folder = Path(folder)
     path = folder / ".lock"
     with storing(f"make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(
-                f"another run{_holder(descriptor)} is writing to {folder}; wait for it or choose another folder"
-            ) from error
+        _lock(descriptor, folder)
         with storing(f"write {path}"):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield folder
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"cannot lock the folder {folder}: this system has no flock; run this on Linux, macOS or in WSL"
+        ) from error
+    with storing(f"lock the folder {folder}"):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"another run{_holder(descriptor)} is writing to {folder}; wait for it or choose another folder"
+            ) from error
 
 
 def write_text(path: Path, text: str) -> None:

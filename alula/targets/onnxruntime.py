@@ -167,7 +167,7 @@ def traits_on(processor: Processor) -> Traits:
         static_int8=_STATIC_INT8,
         dynamic_int8=frozenset({"MatMul", "Gemm"}),
         weight_only_bits=(8, 4),
-        float16_fast=processor.has_float16_arithmetic and not processor.is_x86,
+        float16_fast=False,
         weight_bits_safe=safe_bits,
         notes=tuple(notes),
     )

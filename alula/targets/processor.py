@@ -16,7 +16,6 @@ FEATURES = (
     "asimd", "asimddp", "i8mm", "bf16", "asimdhp", "sve",
 )  # fmt: skip
 _INT8_DOT_PRODUCT = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
-_FLOAT16_ARITHMETIC = frozenset({"avx512_fp16", "asimdhp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,6 @@ class Processor:
     def has_int8_dot_product(self) -> bool:
         """Whether one instruction multiplies int8 numbers and adds them up in 32 bits."""
         return bool(self.features & _INT8_DOT_PRODUCT)
-
-    @property
-    def has_float16_arithmetic(self) -> bool:
-        """Whether float16 numbers are computed with, and not only stored."""
-        return bool(self.features & _FLOAT16_ARITHMETIC)
 
 
 @lru_cache(maxsize=1)

@@ -219,7 +219,8 @@ def _channel_axis(layer: Layer) -> int:
 def _input_means(editor: Editor, layer: Layer, statistics: Statistics, factors: np.ndarray | None) -> np.ndarray | None:
     """Mean of each channel of what the layer reads, after smoothing; None where it was not collected."""
     source = _source(editor, layer.input)
-    means = statistics[source].channel_mean if source in statistics else None
+    seen = statistics[source].channels.get(_channel_axis(layer)) if source in statistics else None
+    means = None if seen is None else seen.mean
     return means if means is None or factors is None else means / factors
 
 

@@ -62,10 +62,8 @@ def smoothed_range(tensor: str, factors: np.ndarray, statistics: Statistics) -> 
 
 
 def _channel_extremes(tensor: str, statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
-    seen = statistics[tensor]
-    assert seen.channel_minimum is not None
-    assert seen.channel_maximum is not None
-    return seen.channel_minimum, seen.channel_maximum
+    seen = statistics[tensor].channels[-1]
+    return seen.minimum, seen.maximum
 
 
 def scale_rows(editor: Editor, layer: Layer, factors: np.ndarray) -> None:

@@ -117,7 +117,9 @@ def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0
     """
     name = layer.weights[index]
     weight, node = editor.value(name), editor.node(layer.name)
-    codes, zero_point = _widened(quantized.codes), _widened(quantized.zero_point)
+    narrow = quantized.grid.bits in {2, 3}  # kept in 4 bits, the fewest that every runtime reads
+    storage = np.dtype(ml_dtypes.int4) if narrow else quantized.codes.dtype
+    codes, zero_point = quantized.codes.astype(storage), quantized.zero_point.astype(storage)
     inputs = [editor.constant(f"{name}.codes", codes), editor.constant(f"{name}.scale", quantized.scale)]
     if quantized.block is None or not quantized.grid.symmetric:  # ONNX Runtime fuses Gemm only with a zero point
         inputs.append(editor.constant(f"{name}.zero_point", zero_point))
@@ -131,11 +133,6 @@ def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0
     set_input(node, weight, dequantized)
     if editor.drop_constant(name):
         editor.rename(dequantized, name)
-
-
-def _widened(codes: np.ndarray) -> np.ndarray:
-    """Codes of 2 and 3 bits in 4, which every runtime reads; others as they are."""
-    return codes.astype(ml_dtypes.int4) if codes.dtype == ml_dtypes.int2 else codes
 
 
 def _put_table(editor: Editor, layer: Layer, quantized: Quantized) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alula.errors import DataError, ModelError
 from alula.graph.running import Runner
-from alula.graph.statistics import SAMPLE_LIMIT, Collector, Request, Statistics, _Accumulator, collect
+from alula.graph.statistics import SAMPLE_LIMIT, Collector, Request, Statistics, _accumulators, collect
 from alula.testing.models import model_from_text, random_feeds
 
 AFFINE = "net (float[n, 3, h] x) => (float[n, 3, h] y) <float half = {0.5}> { a = Mul (x, half) y = Exp (a) }"
@@ -22,7 +22,7 @@ BODY = """net (float[n, 4] x, bool flag) => (float[n, 4] y) { a = Relu (x) y = I
 
 def seen(batches, **request):
     """Statistics of one tensor that takes these values."""
-    accumulator = _Accumulator(Request("t", **request))
+    accumulator = _accumulators([Request("t", **request)])["t"]
     for batch in batches:
         accumulator.add(np.asarray(batch))
     return accumulator.freeze()
@@ -40,9 +40,10 @@ def test_streaming_is_one_shot(rows, seed, axis):
     assert statistics.count == whole.size
     assert (statistics.minimum, statistics.maximum) == (whole.min(), whole.max())
     np.testing.assert_allclose(statistics.mean, whole.mean(dtype=np.float64), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(statistics.channel_minimum, whole.min(axis=(0, 2)))
-    np.testing.assert_array_equal(statistics.channel_maximum, whole.max(axis=(0, 2)))
-    np.testing.assert_allclose(statistics.channel_mean, whole.mean(axis=(0, 2), dtype=np.float64), rtol=1e-5, atol=1e-6)
+    channels = statistics.channels[axis]
+    np.testing.assert_array_equal(channels.minimum, whole.min(axis=(0, 2)))
+    np.testing.assert_array_equal(channels.maximum, whole.max(axis=(0, 2)))
+    np.testing.assert_allclose(channels.mean, whole.mean(axis=(0, 2), dtype=np.float64), rtol=1e-5, atol=1e-6)
     assert statistics.histogram.total == whole.size, "small tensors are counted whole"
 
 
@@ -50,7 +51,7 @@ def test_means_of_large_tensors_are_exact_to_float32():
     large = (np.random.default_rng(0).standard_normal((4, 8, 60, 60)) + 3).astype(np.float32)
     statistics = seen([large], channel_axis=1)
     np.testing.assert_allclose(statistics.mean, large.mean(dtype=np.float64), rtol=1e-6)
-    np.testing.assert_allclose(statistics.channel_mean, large.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(statistics.channels[1].mean, large.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
 
 
 def test_collector_runs_like_a_runner_and_sees_inputs_outputs_and_what_lies_between():
@@ -63,7 +64,7 @@ def test_collector_runs_like_a_runner_and_sees_inputs_outputs_and_what_lies_betw
     statistics = collector.statistics()
     assert statistics.runs == 1
     assert statistics["x"].maximum == x.max()
-    np.testing.assert_allclose(statistics["a"].channel_maximum, (x / 2).max(axis=(0, 2)))
+    np.testing.assert_allclose(statistics["a"].channels[1].maximum, (x / 2).max(axis=(0, 2)))
     np.testing.assert_allclose(statistics["y"].mean, np.exp(x / 2).mean(), rtol=1e-6)
     assert statistics["y"].histogram.total == x.size
     assert statistics["a"].histogram is None
@@ -75,12 +76,27 @@ def test_two_requests_for_a_tensor_are_one():
         model_from_text(AFFINE), [{"x": x}], [Request("x", histogram=True), Request("x", channel_axis=1), Request("x")]
     )
     assert statistics["x"].histogram is not None
-    np.testing.assert_array_equal(statistics["x"].channel_maximum, [15, 19, 23])
+    np.testing.assert_array_equal(statistics["x"].channels[1].maximum, [15, 19, 23])
 
 
-def test_requests_for_other_axes_contradict():
-    with pytest.raises(ModelError, match=r"'x'.*axis 1.*axis 2"):
-        Collector(model_from_text(AFFINE), [Request("x", channel_axis=1), Request("x", channel_axis=2)])
+def test_channels_along_two_axes_are_kept_apart():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    requests = [Request("x", channel_axis=1), Request("x", channel_axis=-1)]
+    channels = collect(model_from_text(AFFINE), [{"x": x}], requests)["x"].channels
+    np.testing.assert_array_equal(channels[1].maximum, [15, 19, 23])
+    np.testing.assert_array_equal(channels[-1].maximum, [20, 21, 22, 23])
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 768), (1, 96, 56, 56), (3, 64, 80), (1, 8192 * 7)])
+def test_every_channel_enters_a_sampled_histogram(shape):
+    for channel in range(0, shape[-1], 7):
+        x = np.ones(shape, np.float32)
+        x[..., channel] = 2.0
+        values, counts = seen([x], histogram=True).histogram.occupied()
+        share = counts[values > 1.5].sum() / counts.sum()
+        assert share > 0 or shape[-1] > 8192
+        if shape[-1] <= 768:
+            assert share == pytest.approx(1 / shape[-1], rel=0.2)
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 32, 32), (1, 2_000_000), (700, 5000)], ids=str)
@@ -158,7 +174,7 @@ def test_nan_in_an_input_is_refused_also_where_nobody_asked():
 def test_sums_beyond_float32_are_not_taken_for_infinities():
     huge = np.full((2, 3000), 3e38, np.float32)
     statistics = seen([huge, huge], channel_axis=0)
-    np.testing.assert_allclose([statistics.mean, *statistics.channel_mean], 3e38, rtol=1e-6)
+    np.testing.assert_allclose([statistics.mean, *statistics.channels[0].mean], 3e38, rtol=1e-6)
 
 
 def test_empty_calibration_is_refused():

@@ -133,11 +133,31 @@ class TestCorpus:
         assert certificate.examples_needed == 18
         assert "say nothing" in certificate.sentence()
 
+    @pytest.mark.parametrize("fault", ["nan", "raises"])
+    def test_samples_without_a_score_are_too_few_examples(self, fault):
+        """As the area under the curve has none without a positive, and scikit-learn's raises."""
+        parts = np.zeros((300, 1))
+        parts[:2] = 1
+
+        def share_of_positives(sample):
+            if not sample.any():
+                return math.nan if fault == "nan" else {}["positive"]
+            return float(sample.mean())
+
+        certificate = certify_corpus(parts, parts, share_of_positives, max_drop=0.1)
+        assert (certificate.verdict, certificate.bound, certificate.examples_needed) == (
+            "not enough examples",
+            math.inf,
+            None,
+        )
+        assert "how many cannot be told" in certificate.sentence("auc")
+        assert "no number" not in certificate.sentence("auc")
+
     def test_refuses_what_the_users_aggregate_does(self):
         parts = np.ones((40, 2))
         with pytest.raises(DataError, match=r"raised ZeroDivisionError"):
             certify_corpus(parts, parts, lambda p: 1 / 0, max_drop=0.1)
-        with pytest.raises(DataError, match="finite for any sample"):
+        with pytest.raises(DataError, match="must be finite; it gave nan"):
             certify_corpus(parts, parts, lambda p: math.nan, max_drop=0.1)
         with pytest.raises(DataError, match="one number"):
             certify_corpus(parts, parts, lambda p: p, max_drop=0.1)

@@ -82,12 +82,29 @@ def test_settings_reach_the_child(tmp_path):
     assert memory._target_of(json.loads(memory._make_request(ort, {}, (), Path("f")))) == ort
 
 
-def test_failure_in_the_child_keeps_its_message(tmp_path):
+def test_a_child_that_fails_is_said_and_leaves_the_others(tmp_path, caplog):
     target = OnnxRuntime(threads=1)
-    artifact = target.build(linear(), tmp_path)
-    artifact.path.write_bytes(b"damaged")
-    with pytest.raises(TargetError, match=r"'a': measuring memory failed: ONNX Runtime cannot open model.onnx"):
-        measure_memory(target, {"a": {"model": artifact}}, trace_of(linear()))
+    good, bad = target.build(linear(), tmp_path, "good"), target.build(linear(), tmp_path, "bad")
+    bad.path.write_bytes(b"damaged")
+    result = measure_memory(target, {"a": {"model": bad}, "b": {"model": good}}, trace_of(linear()), repeats=2)
+    assert result["a"] == {}
+    assert result["b"]["memory_bytes"].n == 2
+    assert caplog.text.count("'a': measuring memory failed: ONNX Runtime cannot open bad.onnx") == 1
+
+
+def test_text_is_not_handed_to_a_child(tmp_path, caplog):
+    trace = (("model", {"words": np.array(["one", "two"], object)}),)
+    assert measure_memory(OnnxRuntime(threads=1), {"a": {}, "b": {}}, trace) == {"a": {}, "b": {}}
+    assert "the input 'words' is text" in caplog.text
+
+
+def test_a_full_disk_leaves_memory_out(monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(memory, "_write_feeds", full)
+    assert measure_memory(OnnxRuntime(threads=1), {"a": {}}, trace_of(linear())) == {"a": {}}
+    assert "No space left" in caplog.text
 
 
 def test_killed_child(monkeypatch):

@@ -31,6 +31,35 @@ def test_records_the_calls_of_one_example():
     assert [feeds["x"][0, 0] for _, feeds in trace] == [1, 2, 4, 8]
 
 
+def rows(*sizes):
+    return [np.full((size, 4), position, np.float32) for position, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "recorded"),
+    [
+        ((9, 1, 5), 2),
+        ((9, 1, 5, 7), 2),  # of two in the middle the smaller
+        ((4, 3, 3, 3, 2), 1),  # of equal ones the first
+        ((1, 2, 3, 4, 5, 6, 7, 8, 9, 100, 100, 100, 100, 100, 100), 4),  # only the first 9 count
+        ((8,), 0),
+    ],
+)
+def test_the_example_of_median_size_is_recorded(sizes, recorded):
+    trace = record_trace(task(lambda run, examples: run({"x": examples[0]}), calibration=rows(*sizes)))
+    assert trace[0][1]["x"][0, 0] == recorded
+    assert trace[0][1]["x"].shape == (sizes[recorded], 4)
+
+
+def test_the_size_is_that_of_all_recorded_calls():
+    def scorer(run, examples):
+        for row in examples[0]:  # few rows in one call, or many calls of one row
+            run({"x": row[None]})
+
+    trace = record_trace(task(scorer, calibration=rows(9, 2, 4)))
+    assert len(trace) == 4
+
+
 def test_asks_the_user_s_sequence_for_single_examples_only():
     class Rows:  # takes no_slices: as many a dataset class does
         def __len__(self):
@@ -61,7 +90,11 @@ def test_limit_is_kept_and_said(caplog):
         (task(lambda run, examples: None), "at least once"),
         (task(lambda run, examples: run({"x": ROW}, part="decoder")), "has the parts model; its scorer ran 'decoder'"),
         (task(lambda run, examples: run({"x": ROW}), calibration=()), "has none"),
-        (task(lambda run, examples: run({"z": ROW})), "inputs must be"),
+        (task(lambda run, examples: run({"z": ROW})), "scorer on calibration example 0: .*inputs must be"),
+        (
+            task(lambda run, examples: {}["label"]),
+            r"scorer failed on calibration example 0: KeyError: 'label' \(.*test_trace\.py",
+        ),
     ],
 )
 def test_bad_tasks(given, words):

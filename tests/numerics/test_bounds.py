@@ -264,8 +264,28 @@ class TestBootstrap:
             bounds.bootstrap_upper_bound(original, candidate, _f1, 0.05)
 
     def test_refuses_scores_that_are_not_finite(self):
-        with pytest.raises(DataError, match="resampled"):
+        with pytest.raises(DataError, match="drop of all examples"):
             bounds.bootstrap_upper_bound(np.ones((5, 1)), np.ones((5, 1)), lambda p: math.nan, 0.05)
+
+    def test_a_sample_without_a_score_makes_the_bound_infinite(self):
+        parts = np.arange(200.0)[:, None]  # a resample misses example 0 in one of three
+
+        def mean_if_complete(sample):
+            return sample.mean() if (sample == 0).any() else math.nan
+
+        assert bounds.bootstrap_upper_bound(parts, parts, mean_if_complete, 0.05) == math.inf
+        assert bounds.bootstrap_upper_bound(parts, parts, np.mean, 0.05) == 0
+
+    def test_so_does_a_group_without_which_there_is_no_score(self):
+        parts = np.arange(200.0)[:, None]
+        seen = []
+
+        def mean_of_draws(sample):  # only the groups of the jackknife are smaller than the whole
+            seen.append(len(sample))
+            return sample.mean() if len(sample) == 200 else math.nan
+
+        assert bounds.bootstrap_upper_bound(parts, parts, mean_of_draws, 0.05, resamples=50) == math.inf
+        assert 199 in seen
 
 
 class TestExamplesNeeded:

@@ -28,7 +28,10 @@ def test_error_bars_are_the_intervals(frontier):
     chosen = _trace(trade_off(frontier, latency), "chosen")
     assert chosen["error_y"]["arrayminus"] == [pytest.approx(0.006)]
     assert chosen["error_y"]["array"] == [pytest.approx(0.004)]
-    assert chosen["error_x"]["array"] == [pytest.approx(24.6 / 2.91 * 0.03)]
+    ratio = frontier.candidates[0].measurements["latency_ratio"]  # each ran beside the original, at its own time
+    assert chosen["x"] == [pytest.approx(24.6 / 2.91)]
+    assert chosen["error_x"]["array"] == [pytest.approx(24.6 / ratio.low - 24.6 / 2.91)]
+    assert chosen["error_x"]["arrayminus"] == [pytest.approx(24.6 / 2.91 - 24.6 / ratio.high)]
 
 
 def test_the_line_is_the_best_score_for_each_cost(frontier):

@@ -55,7 +55,7 @@ def test_diagnosis_sees_every_layers_input_with_its_channels() -> None:
     statistics = calibrate(classification(), [STATIC]).statistics["model"]
     for tensor, channels in (("x", 32), ("r1", 64), ("r2", 64)):
         assert statistics[tensor].histogram is not None
-        assert statistics[tensor].channel_maximum.shape == (channels,)
+        assert statistics[tensor].channels[-1].maximum.shape == (channels,)
 
 
 def test_recorded_feeds_are_bounded_spread_and_copied() -> None:

@@ -86,6 +86,11 @@ def test_energy_is_compared_with_the_original() -> None:
     assert terms(minimize="energy").cost(trial("a", energy_mj=1.0)) == 0.25
 
 
+@pytest.mark.parametrize(("energy", "better"), [(3.9, True), (4.0, False)])
+def test_energy_is_compared_by_its_value_alone(energy, better) -> None:
+    assert terms(strict=True, minimize="energy").is_better(trial("a", energy_mj=energy)) is better
+
+
 def test_a_candidate_that_holds_lacks_nothing() -> None:
     good = trial("a", drop=0.01)
     assert terms().holds(good)

@@ -345,10 +345,40 @@ def test_a_candidate_that_fails_on_held_out_examples_is_followed_by_the_next(tmp
         return (exact | easy).astype(float)
 
     frontier = compress(replace(base, scorer=scorer), SIZE, TARGET, tmp_path)
-    failed = [one for one in frontier.candidates if "No certificate" in one.verdict]
+    failed = [one for one in frontier.candidates if "held-out examples its drop is" in one.verdict]
     assert failed
+    assert all("at most 0.03 may be lost" in one.verdict for one in failed)
+    assert not any("No certificate" in text for text in (frontier.distance, *(one.verdict for one in failed)))
     assert frontier.certificate is not None
     assert frontier.certificate.attempt > 1 or frontier.chosen is None
+
+
+def test_a_run_that_finds_nothing_removes_what_an_earlier_one_wrote(tmp_path, quick, monkeypatch) -> None:
+    from alula.measurement.parity import Parity
+
+    task = classification()
+    compress(task, SIZE, TARGET, tmp_path)
+    (tmp_path / "notes.txt").write_text("the user's")
+    assert (tmp_path / "recipe.json").is_file()
+    assert model_bytes(tmp_path)
+    (tmp_path / "trials.sqlite").unlink()
+    monkeypatch.setattr(building, "check_parity", lambda *_: Parity(1.0, 0.0, False, "nothing agrees"))
+    frontier = compress(task, SIZE, TARGET, tmp_path)
+    assert frontier.chosen is None
+    assert frontier.closest is None
+    assert frontier.best is frontier.original
+    assert not list(tmp_path.glob("model.*"))
+    assert not (tmp_path / "recipe.json").exists()
+    assert (tmp_path / "notes.txt").is_file()
+
+
+def test_without_an_earlier_run_nothing_is_removed(tmp_path, quick, monkeypatch) -> None:
+    from alula.measurement.parity import Parity
+
+    (tmp_path / "model.onnx").write_text("the user's")
+    monkeypatch.setattr(building, "check_parity", lambda *_: Parity(1.0, 0.0, False, "nothing agrees"))
+    assert compress(classification(n=80), SIZE, TARGET, tmp_path).closest is None
+    assert model_bytes(tmp_path) == b"the user's"
 
 
 def test_two_parts_are_compressed_together_and_ranked_together(tmp_path, quick) -> None:

@@ -20,11 +20,11 @@ CASES = [
 ]
 
 
-def rows_for(technique, include=("*",)):
+def rows_for(technique, include=("*",), macs=None):
     task, recipe = classification(n=40), Recipe((Step(technique, include=include),))
     model = task.parts["model"]
     candidate = apply_recipe(model, recipe, calibrate(task, [recipe]).statistics["model"])
-    return layer_rows("model", model, candidate, {"second": 4096, "first": 2048}), candidate
+    return layer_rows("model", model, candidate, macs or {"second": 4096, "first": 2048, "last": 0}), candidate
 
 
 @pytest.mark.parametrize(("technique", "bits", "operands"), CASES, ids=lambda value: str(value)[:30])
@@ -55,3 +55,9 @@ def test_a_layer_left_alone_is_float32_with_its_own_bytes() -> None:
 def test_a_skipped_layer_says_why() -> None:
     rows, _ = rows_for(QuantizeWeights(smallest=1000))
     assert {row.name: row.why for row in rows}["last"] == "stays in float: only 512 weights"
+
+
+def test_unknown_work_is_not_taken_for_none() -> None:
+    rows, candidate = rows_for(Quantize(range=MinMax()), include=("first",), macs={"first": 2048})
+    assert [row.macs for row in rows] == [2048, None, None]
+    assert "multiply-accumulates" not in where_the_time_goes("model", rows, candidate).text

@@ -53,6 +53,12 @@ def test_blocked_convolutions_are_called_after_what_they_write():
     assert layers_of(*times, original=residual()) == ["b", "a"]
 
 
+def test_names_of_the_runtime_s_own_with_what_was_fused():
+    times = (NodeTime("Multiply_12", "Convolution", 1.0, "float32", ("Multiply_12", "relu_a")),
+             NodeTime("Multiply_13", "Convolution", 1.0, "float32", ("b", "add")))  # fmt: skip
+    assert layers_of(*times, original=residual()) == ["a", "b"]
+
+
 def test_each_layer_is_taken_once():
     times = (NodeTime("ra_nchwc", "Conv", 1.0), NodeTime("y_nchwc", "Conv", 1.0), NodeTime("y_nchwc", "Conv", 1.0))
     assert layers_of(*times, original=residual()) == ["a", "b", None]

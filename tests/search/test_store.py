@@ -117,6 +117,23 @@ def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
         pass
 
 
+def test_a_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(StorageError, match=r"cannot lock the folder .*no flock.*WSL"), lock_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"cannot lock the folder .*No locks available"), lock_folder(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot make the folder"), lock_folder(tmp_path / "file" / "out"):

@@ -23,7 +23,6 @@ def test_reads_arm():
     assert found.features == {"asimd", "asimddp", "i8mm"}
     assert not found.is_x86
     assert found.has_int8_dot_product
-    assert not found.has_float16_arithmetic
 
 
 def test_without_cpuinfo():

@@ -56,7 +56,7 @@ def test_matmul_in_blocks(bits, block, symmetric):
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     np.testing.assert_allclose(plain_run(result, {"x": x})["y"], x @ values, rtol=1e-4, atol=1e-4)
     stored = result.graph.initializers["w.codes"].dtype
-    assert stored == {2: ir.DataType.INT4, 3: ir.DataType.INT8, 4: ir.DataType.INT4, 8: ir.DataType.INT8}[bits]
+    assert stored == {2: ir.DataType.INT4, 3: ir.DataType.INT4, 4: ir.DataType.INT4, 8: ir.DataType.INT8}[bits]
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
