@@ -538,7 +538,7 @@ def _print_frontier(frontier: Frontier, folder: Path, *, as_json: bool) -> None:
     console = _console()
     console.print(verdict_in_words(frontier), markup=False, style="bold")
     if frontier.certificate is not None:
-        console.print(frontier.certificate.sentence(frontier.metric), markup=False)
+        console.print(frontier.certificate.sentence(frontier.metric, labelled=frontier.labelled), markup=False)
     table = Table("candidate", "size", "speed-up", _plain(frontier.metric), "outcome")
     for one in (frontier.original, *frontier.candidates):
         ratio = one.measurements.get("latency_ratio")

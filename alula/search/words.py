@@ -129,9 +129,9 @@ def summary_in_html(frontier: Frontier) -> str:
         *((key, str(original.measurements[key]), str(best.measurements[key])) for key in keys if key not in SAID),
     ]
     body = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in rows)
-    certificate = (
-        "" if frontier.certificate is None else f"<p>{escape(frontier.certificate.sentence(frontier.metric))}</p>"
-    )
+    proof = frontier.certificate
+    said = "" if proof is None else escape(proof.sentence(frontier.metric, labelled=frontier.labelled))
+    certificate = f"<p>{said}</p>" if said else ""
     return (
         f"<p><strong>{escape(verdict_in_words(frontier))}</strong></p>{certificate}"
         f"<table><thead><tr><th></th><th>{escape(original.name)}</th><th>{escape(best.name)}</th></tr></thead>"
