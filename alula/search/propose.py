@@ -231,7 +231,8 @@ def _left_out(parts: Parts, traits: Traits, objective: Objective) -> tuple[Note,
     for operator in sorted(held):
         for form, fast in (("static", traits.static_int8), ("dynamic", traits.dynamic_int8)):
             if operator in STATIC_OPERATORS | RECURRENT and operator not in fast:
-                text = f"not tried: {form} int8 on {held[operator]} layer{'' if held[operator] == 1 else 's'}; {_why(traits, operator)}"
+                layers = f"{held[operator]} layer{'' if held[operator] == 1 else 's'}"
+                text = f"not tried: {form} int8 on {layers}; {_why(traits, operator)}"
                 notes.append(Note(operator, text))
     if objective != "size" and not traits.float16_fast:
         notes.append(Note("float16", f"not tried: {_why(traits, 'float16')}"))
