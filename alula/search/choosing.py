@@ -2,8 +2,9 @@
 
 The cost of a candidate is what the budget minimises, relative to the original: below 1 is better. Measured times differ
 from run to run. So candidates of one structure (the same layers in the same bits: they differ in constants alone, and
-run alike) share the median of their costs, and costs within TIE of each other count as equal: then the smaller drop,
-the smaller file, the order of trying decide. That is what lets the same seed choose the same candidate again.
+run alike) share the median of their costs, and costs within TIE of each other count as equal: then the drop that is
+surely not exceeded, the smaller file, the order of trying decide. That is what lets the same seed choose the same
+candidate again. (The bound of the drop and not the drop: among candidates that change many answers, luck would win.)
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Terms:
 
 
 def rank(trials: Iterable[Trial], terms: Terms) -> tuple[Trial, ...]:
-    """Cheapest first; among equally cheap ones the smallest drop, then the smallest file, then the first tried."""
+    """Cheapest first; among equally cheap ones the least bound of the drop, then the smallest file, then the first."""
     trials = tuple(trials)
     costs = _pooled_costs(trials, terms)
     left = sorted(range(len(trials)), key=lambda index: (costs[index], index))
@@ -118,9 +119,20 @@ def rank(trials: Iterable[Trial], terms: Terms) -> tuple[Trial, ...]:
         limit = costs[left[0]] * (1 + TIE[terms.budget.minimize])
         tied = [index for index in left if costs[index] <= limit]
         left = [index for index in left if costs[index] > limit]
-        tied.sort(key=lambda index: (trials[index].candidate.drop, trials[index].candidate.size_bytes, index))
+        tied.sort(key=lambda index: (_sure_drop(trials[index]), trials[index].candidate.size_bytes, index))
         ranked += [trials[index] for index in tied]
     return tuple(ranked)
+
+
+def runs_alike(one: Trial, other: Trial) -> bool:
+    """Whether two candidates have the same layers in the same bits, so that one is as fast as the other."""
+    return _structure(one) == _structure(other)
+
+
+def _sure_drop(trial: Trial) -> float:
+    """The upper end of the drop's interval on the selection examples; the drop itself where there is none."""
+    drop = trial.candidate.measurements.get("drop")
+    return trial.candidate.drop if drop is None or drop.high is None else drop.high
 
 
 def closest(trials: Sequence[Trial], terms: Terms) -> Trial | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from alula.search.choosing import runs_alike
 from alula.search.words import time_in_words
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def _verdict(search: Search, choice: Choice, trial: Trial) -> str:
 def _beaten(search: Search, winner: Trial | None, trial: Trial) -> str:
     if winner is None:
         return "holds the budget on the selection examples, but was not held against the held-out ones"
+    if runs_alike(trial, winner):
+        return f"holds the budget on the selection examples; runs like {winner.name}, which surely loses less"
     if search.terms.cost(trial) < search.terms.cost(winner):
         return f"holds the budget on the selection examples, but less surely than {winner.name}"
     goal = search.budget.minimize
