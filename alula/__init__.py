@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from alula.task import open_task as open_task
     from alula.task import task_from_arrays as task_from_arrays
     from alula.techniques import Float16 as Float16
+    from alula.techniques import Float32 as Float32
     from alula.techniques import FoldBatchNorm as FoldBatchNorm
     from alula.techniques import Quantize as Quantize
     from alula.techniques import QuantizeDynamic as QuantizeDynamic
@@ -41,6 +42,7 @@ _HOMES = {
     "AlulaError": "errors",
     "Budget": "budget",
     "Float16": "techniques",
+    "Float32": "techniques",
     "FoldBatchNorm": "techniques",
     "Model": "graph.model",
     "OnnxRuntime": "targets",

@@ -13,7 +13,7 @@ from alula.errors import DataError
 from alula.graph.model import Model, Note, TensorSpec
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
-from alula.techniques import FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques import Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def quantize(
     reason = "it was asked for"
     if technique is None:
         technique, reason = _default({layer.operator for layer in chosen}, data)
-    recipe = Recipe((Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude))))
+    recipe = Recipe((Step(Float32()), Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude))))
     requests = requests_of(recipe, original)
     if requests and data is None:
         raise DataError(f"{type(technique).__name__} needs calibration data; pass data=...")

@@ -16,9 +16,20 @@ from alula.graph.layers import Layer, select
 from alula.graph.model import Model
 from alula.graph.statistics import Request, Statistics
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
-from alula.techniques import Context, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques import (
+    Context,
+    Float16,
+    Float32,
+    FoldBatchNorm,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Technique,
+)
 
-_TECHNIQUES = {kind.__name__: kind for kind in (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)}
+_TECHNIQUES = {
+    kind.__name__: kind for kind in (Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)
+}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
 
 

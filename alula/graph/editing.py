@@ -70,7 +70,7 @@ class Editor:
         value = self.graph.initializers[name]
         value.const_value = ir.tensor(array, name=name)
         value.shape = ir.Shape(list(array.shape))
-        value.dtype = value.const_value.dtype
+        value.type = ir.TensorType(value.const_value.dtype)  # a clone shares types with its original
 
     def shared(self, name: str) -> bool:
         """Whether more than one reader, or one and the graph's outputs, depend on a tensor."""

@@ -18,7 +18,8 @@ from alula.graph.layers import RECURRENT
 from alula.graph.model import Note
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile, RangeMethod
 from alula.recipe import Recipe, Step
-from alula.techniques import Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques import Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques.float32 import computes_in_float16
 
 if TYPE_CHECKING:
     from alula.budget import Objective
@@ -30,7 +31,7 @@ PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
 WORTHWHILE: Final = 0.1  # of all multiply-accumulates: below, what is done to these layers changes no latency
 SMOOTHING: Final = 0.8  # of 0.5 to 0.95, the least error on sentence encoders
 BLOCK: Final = 32  # weights that share a scale in int4; both runtimes have kernels for it
-_PRESERVING: Final = (FoldBatchNorm,)  # techniques that leave what a graph computes as it is
+_PRESERVING: Final = (Float32, FoldBatchNorm)  # techniques that leave what a graph computes as it is
 _RANGES: Final[tuple[tuple[str, RangeMethod, str], ...]] = (
     ("min-max ranges", MinMax(), "the whole range seen: nothing saturates"),
     ("percentile ranges", Percentile(), "rare values saturate, so that all others get finer steps"),
@@ -182,8 +183,8 @@ def _everywhere(name: str, parts: Parts, technique: Technique, reason: str) -> P
 
 
 def _recipe(parts: Parts, *treatments: tuple[Technique, frozenset[str]]) -> Recipe:
-    """Batch normalisation folded, then each technique on its operators, in the parts that have them."""
-    steps: list[Step] = []
+    """Float16 computed in float32, batch normalisation folded, then each technique where its layers are."""
+    steps: list[Step] = [Step(Float32())] if any(map(computes_in_float16, parts.values())) else []
     if any(node.op_type == "BatchNormalization" for model in parts.values() for node in model.graph):
         steps.append(Step(FoldBatchNorm()))
     for technique, operators in treatments:

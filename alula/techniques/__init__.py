@@ -2,9 +2,19 @@
 
 from alula.techniques.dynamic import QuantizeDynamic
 from alula.techniques.float16 import Float16
+from alula.techniques.float32 import Float32
 from alula.techniques.folding import FoldBatchNorm
 from alula.techniques.quantize import Quantize
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
 
-__all__ = ["Context", "Float16", "FoldBatchNorm", "Quantize", "QuantizeDynamic", "QuantizeWeights", "Technique"]
+__all__ = [
+    "Context",
+    "Float16",
+    "Float32",
+    "FoldBatchNorm",
+    "Quantize",
+    "QuantizeDynamic",
+    "QuantizeWeights",
+    "Technique",
+]

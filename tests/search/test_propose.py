@@ -5,12 +5,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from alula.errors import ModelError
-from alula.graph.statistics import collect
-from alula.recipe import Recipe, apply_recipe, requests_of
+from alula.graph.statistics import Statistics, collect
+from alula.recipe import Recipe, Step, apply_recipe, requests_of
 from alula.search.propose import Proposal, keep_apart, literal, propose
 from alula.search.sensitivity import compressed_layers
 from alula.targets.target import Traits
-from alula.techniques import FoldBatchNorm, QuantizeDynamic, QuantizeWeights
+from alula.techniques import Float16, Float32, FoldBatchNorm, QuantizeDynamic, QuantizeWeights
 from alula.testing import attention_network
 from tests.oracles.networks import make_model
 from tests.oracles.tasks import network
@@ -114,6 +114,12 @@ def test_attention_is_tried_in_int8_where_the_runtime_gains_from_it() -> None:
     found, _ = names(parts, target=Runtime("openvino", static_products=True))
     assert "int8 static, smoothed" in kept
     assert set(found) - set(kept) == {"int8 static with attention, smoothed"}
+
+
+def test_a_network_in_float16_is_computed_in_float32_first() -> None:
+    half = apply_recipe(convolutional(), Recipe((Step(Float16(compute=True)),)), Statistics())
+    proposals, _ = propose({"model": half}, Runtime(), "latency")
+    assert {type(proposal.recipe.steps[0].technique) for proposal in proposals} == {Float32}
 
 
 def test_a_network_of_convolutions_is_not_smoothed() -> None:
