@@ -32,7 +32,8 @@ Written by `benchmarks/ptq_peers.py`. All of one table were calibrated on the sa
 examples, which no search saw, and timed in turns in one process, one input at a time. Speed is the original's time by
 the candidate's, median over rounds with a 95 % interval. Drop is paired, with a normal 95 % interval; cosine is between
 all outputs on 64 inputs and the original's. `made in` is quantizing alone for the other tools, and the whole search for
-alula. *Fastest within the drop* is of the other tools' results that lose at most what alula was allowed to;
+alula (of its last run, where one was resumed). *Fastest within the drop* is of the other tools' results that lose at
+most what alula was allowed to;
 *most accurate* is of those that are faster than the original. Ahead, level or behind: scores by the paired interval,
 speeds by whether the intervals touch and the medians are 2 % apart."""
 
