@@ -19,7 +19,7 @@ def decode_weights(model: Model) -> Model:
     """Let weight-only codes be decoded once, when the file is loaded, instead of at every run.
 
     ONNX Runtime folds constants at load, but never a DequantizeLinear: a convolution behind one decodes its weight
-    at every run, 2.6x slower than float. Cast, Sub and Mul of the same codes say the same and are folded. Codes that
+    at every run, and is slower than float. Cast, Sub and Mul of the same codes say the same and are folded. Codes that
     an integer kernel reads, beside quantized activations or in a MatMul, are left.
     """
     if not any(_decodes_each_run(node) for node in model.graph):
