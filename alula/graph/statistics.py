@@ -1,12 +1,12 @@
 """What one streaming pass over calibration data saw, for exactly the tensors that were asked for.
 
-Bound: a :class:`Collector` holds one batch of the requested activations at a time, plus per tensor 512 KiB for a
-histogram and three numbers per channel. Nothing grows with the number of examples.
+Bound: a :class:`Collector` needs what inference on one batch needs, plus per tensor 512 KiB for a histogram, a sample
+of about 32 KiB a row for it, and three numbers per channel. Of a tensor whose number of axes is known only when the
+graph runs, one batch is held. Nothing grows with the number of examples.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,11 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.errors import DataError, ModelError
+from alula.graph.editing import Editor
 from alula.graph.model import Model
+from alula.graph.probes import Probe, add_probe, can_probe
 from alula.graph.running import Runner
+from alula.graph.summaries import Reduction, Summary, summarise
 from alula.numerics.histogram import FloatHistogram
-
-SAMPLE_LIMIT = 8_192  # values of one tensor and row that enter its histogram; minimum and maximum see all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         return len(self._tensors)
 
 
-_JOINS = {"minimum": np.minimum, "maximum": np.maximum, "total": np.add, "size": np.add}
+_JOINS = (np.minimum, np.maximum, np.add)  # in the order of a Reduction
 
 
 @dataclass(slots=True)
@@ -103,59 +104,47 @@ class _Accumulator:
     minimum: float = np.inf
     maximum: float = -np.inf
     histogram: FloatHistogram | None = None
-    channels: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    channels: dict[int, Reduction] = field(default_factory=dict)
 
     def add(self, array: np.ndarray) -> None:
+        """Add an array, of any size and type."""
+        for axis in self.axes:
+            if not -array.ndim <= axis < array.ndim:
+                raise ModelError(
+                    f"tensor {self.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
+                )
         if array.size == 0:
             return
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
-        low, high, total = self._pass_over(array)
-        if not np.isfinite(total):  # as cheap a test as there is
+        summary = summarise(array, self.axes, sample=self.wants_histogram)
+        if not summary.is_finite():
             raise DataError(_nonfinite(self.tensor, array))
-        self.count += array.size
-        self.total += total
-        self.minimum = min(self.minimum, low)
-        self.maximum = max(self.maximum, high)
-        if self.wants_histogram:
-            self._add_histogram(array)
+        self.join(summary)
 
-    def _pass_over(self, array: np.ndarray) -> tuple[float, float, float]:
-        """Minimum, maximum and total; by way of those of each channel where they are wanted too."""
-        if not self.axes:
-            return float(array.min()), float(array.max()), _total(array)
-        *_, seen = (self._add_channels(array, axis) for axis in sorted(self.axes))
-        return float(seen["minimum"].min()), float(seen["maximum"].max()), float(seen["total"].sum())
+    def join(self, summary: Summary) -> None:
+        """Add what one run showed, which is finite."""
+        if summary.size == 0:
+            return
+        for axis in self.axes:
+            self._join_channels(axis, summary.reductions[axis])
+        seen = next(iter(summary.reductions.values()))
+        self.count += summary.size
+        self.total += float(seen.total.sum())
+        self.minimum = min(self.minimum, float(seen.minimum.min()))
+        self.maximum = max(self.maximum, float(seen.maximum.max()))
+        if summary.sample is not None:
+            self.histogram = self.histogram or FloatHistogram()
+            self.histogram.add(summary.sample)
 
-    def _add_histogram(self, array: np.ndarray) -> None:
-        if self.histogram is None:
-            self.histogram = FloatHistogram()
-        flat = np.ascontiguousarray(array).reshape(-1)
-        rows = min(array.shape[0], 32) if array.ndim else 1
-        self.histogram.add(flat[:: _stride(flat.size, rows * SAMPLE_LIMIT)])
-
-    def _add_channels(self, array: np.ndarray, axis: int) -> dict[str, np.ndarray]:
-        if not -array.ndim <= axis < array.ndim:
-            raise ModelError(
-                f"tensor {self.tensor!r} has {array.ndim} axes, its channels were asked for along axis {axis}"
-            )
-        others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
-        size = array.size // array.shape[axis]
-        seen = {
-            "minimum": array.min(axis=others),
-            "maximum": array.max(axis=others),
-            "total": _channel_totals(array, axis % array.ndim),
-            "size": np.full(array.shape[axis], size, np.int64),
-        }
-        before = self.channels.get(axis)
-        known = seen["size"] if before is None else before["size"]
-        if known.shape != seen["size"].shape:
+    def _join_channels(self, axis: int, seen: Reduction) -> None:
+        before = self.channels.get(axis, seen)
+        if before.total.shape != seen.total.shape:
             raise DataError(
-                f"tensor {self.tensor!r} has {seen['size'].size} channels along axis {axis} now, it had "
-                f"{known.size} before; give calibration data of one kind"
+                f"tensor {self.tensor!r} has {seen.total.size} channels along axis {axis} now, it had "
+                f"{before.total.size} before; give calibration data of one kind"
             )
-        self.channels[axis] = seen if before is None else {key: _JOINS[key](before[key], seen[key]) for key in seen}
-        return seen
+        if axis in self.channels:
+            seen = Reduction(*(join(old, new) for join, old, new in zip(_JOINS, before, seen, strict=True)))
+        self.channels[axis] = seen
 
     def freeze(self) -> TensorStatistics:
         if self.count == 0:
@@ -167,7 +156,7 @@ class _Accumulator:
             mean=self.total / self.count,
             histogram=self.histogram,
             channels={
-                axis: ChannelStatistics(seen["minimum"], seen["maximum"], seen["total"] / seen["size"])
+                axis: ChannelStatistics(seen.minimum, seen.maximum, seen.total * (seen.total.size / self.count))
                 for axis, seen in self.channels.items()
             },
         )
@@ -177,11 +166,13 @@ class Collector:
     """Runs a graph like a :class:`Runner` does, and watches the requested tensors go by."""
 
     def __init__(self, model: Model, requests: Iterable[Request], *, threads: int = 0) -> None:
-        accumulators = _accumulators(requests)
+        self._model, self._threads = model, threads
         self._outputs = [spec.name for spec in model.outputs]
         self._inputs = {spec.name for spec in model.inputs}
-        self._accumulators = accumulators
-        self._runner = Runner(_exposing(model, accumulators), threads=threads)
+        self._accumulators = _accumulators(requests)
+        watched, self._probes = _watching(model, self._accumulators)
+        self._runner = Runner(watched, threads=threads)
+        self._exposing: dict[str, Runner] = {}
         self._runs = 0
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -195,9 +186,21 @@ class Collector:
                 raise DataError(_nonfinite(f"input {name}", array))
         outputs = self._runner(feeds)
         for name, accumulator in self._accumulators.items():
-            accumulator.add(feeds[name] if name in self._inputs else outputs[name])
+            if name in self._probes:
+                self._join(name, self._probes[name].read(outputs), feeds)
+            else:
+                accumulator.add(feeds[name] if name in self._inputs else outputs[name])
         self._runs += 1
         return {name: outputs[name] for name in self._outputs}
+
+    def _join(self, name: str, summary: Summary, feeds: Mapping[str, np.ndarray]) -> None:
+        """Add a summary; where its totals are not finite, find out from the tensor itself whether its values are."""
+        if summary.is_finite():
+            self._accumulators[name].join(summary)
+            return
+        if name not in self._exposing:
+            self._exposing[name] = Runner(_exposing(self._model, [name]), threads=self._threads)
+        self._accumulators[name].add(self._exposing[name](feeds)[name])
 
     def statistics(self) -> Statistics:
         """What was seen so far.
@@ -233,6 +236,19 @@ def _accumulators(requests: Iterable[Request]) -> dict[str, _Accumulator]:
     }
 
 
+def _watching(model: Model, accumulators: Mapping[str, _Accumulator]) -> tuple[Model, dict[str, Probe]]:
+    """The model with a probe at each requested tensor, or the tensor itself as an output where none can be; probes."""
+    exposed = {spec.name for spec in (*model.inputs, *model.outputs)}
+    editor = Editor(_exposing(model, accumulators).edit())
+    probes = {}
+    for name, accumulator in accumulators.items():
+        value = editor.value(name)
+        if name not in exposed and can_probe(value, accumulator.axes):
+            editor.graph.outputs.remove(value)
+            probes[name] = add_probe(editor, value, accumulator.axes, sample=accumulator.wants_histogram)
+    return model.edited(editor.model), probes
+
+
 def _exposing(model: Model, tensors: Iterable[str]) -> Model:
     """The model with the requested tensors as additional outputs."""
     graph = model.edit()
@@ -245,7 +261,7 @@ def _exposing(model: Model, tensors: Iterable[str]) -> Model:
             raise ModelError(_unknown(name, graph.graph))
         value = values[name]
         if value.dtype is None:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
         graph.graph.outputs.append(value)
     return model.edited(graph)
 
@@ -257,34 +273,6 @@ def _unknown(name: str, graph: ir.Graph) -> str:
     if name in graph.initializers:
         return f"{name!r} is an initializer: its values are known without calibration"
     return f"the graph has no tensor named {name!r}"
-
-
-def _channel_totals(array: np.ndarray, axis: int) -> np.ndarray:  # [..., C, ...] -> [C]
-    """Sums in float32 over the inner axes, which numpy does pairwise, then in float64 over the outer ones."""
-    with np.errstate(over="ignore"):
-        inner = array.sum(axis=tuple(range(axis + 1, array.ndim)))  # [..., C]
-    if not np.isfinite(inner).all():
-        inner = array.sum(axis=tuple(range(axis + 1, array.ndim)), dtype=np.float64)
-    return np.asarray(inner.sum(axis=tuple(range(axis)), dtype=np.float64))
-
-
-def _stride(size: int, limit: int) -> int:
-    """A step that takes at most ``limit`` values and comes by every channel: it shares no factor with any axis."""
-    step = max(1, -(-size // limit))
-    while math.gcd(step, size) > 1:
-        step += 1
-    return step
-
-
-def _total(array: np.ndarray) -> float:
-    """The sum; pairwise in float32 along rows, then in float64; all in float64 where float32 overflows."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    whole = flat.size - flat.size % 1024
-    with np.errstate(over="ignore"):
-        rows = flat[:whole].reshape(-1, 1024).sum(axis=1)
-    if not np.isfinite(rows).all():
-        return float(flat.sum(dtype=np.float64))
-    return float(rows.sum(dtype=np.float64) + flat[whole:].sum(dtype=np.float64))
 
 
 def _nonfinite(place: str, array: np.ndarray) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-CHUNK: Final = 4  # examples that go through the graphs together: all watched activations of a chunk are held at once
-RECORDED_CHUNKS: Final = 4
+CHUNK: Final = 16  # examples that go through the graphs together, as many as a graph of fixed batch size takes
+RECORDED_CHUNKS: Final = 1
 RECORDED_CALLS: Final = 32  # per part
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from alula.errors import DataError, ModelError
 from alula.graph.running import Runner
-from alula.graph.statistics import SAMPLE_LIMIT, Collector, Request, Statistics, _accumulators, collect
+from alula.graph.statistics import Collector, Request, Statistics, _accumulators, collect
+from alula.graph.summaries import SAMPLE_LIMIT
 from alula.testing.models import model_from_text, random_feeds
 
 AFFINE = "net (float[n, 3, h] x) => (float[n, 3, h] y) <float half = {0.5}> { a = Mul (x, half) y = Exp (a) }"
@@ -146,7 +147,7 @@ def peak_bytes(runs):
 
 def test_memory_does_not_grow_with_the_number_of_runs():
     few, many = peak_bytes(100), peak_bytes(1000)
-    assert many < few + 100_000, (few, many)  # keeping the inputs alone would add 900 x 3 KB
+    assert many < few + 400_000, (few, many)  # keeping the inputs alone would add 900 x 3 KB
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
