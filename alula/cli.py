@@ -466,18 +466,13 @@ def _estimate_energy(original: Model, model: Model, feed: Mapping[str, np.ndarra
     """Energy of one run; None unless every layer of a float original is found again, by the names that alula gives."""
     from alula.graph.cost import measure_cost
     from alula.graph.quantized import quantized_operators
-    from alula.measurement import estimate_energy
-    from alula.search.layer_rows import layer_rows, operand_bits
+    from alula.search.layer_rows import energy_of, layer_rows
 
-    shapes = {name: array.shape for name, array in feed.items()}
-    costs = (measure_cost(original, shapes), measure_cost(model, shapes))  # a float layer counts as it now is
+    costs = [measure_cost(one, feeds=feed) for one in (original, model)]  # a float layer counts as it now is
     rows = layer_rows("model", original, model, {layer.name: layer.macs for cost in costs for layer in cost.layers})
-    known = all(row.macs is not None and row.weight_bytes for row in rows)
-    if not (rows and known) or quantized_operators(original.graph.all_nodes()):
+    if not rows or any(not row.weight_bytes for row in rows) or quantized_operators(original.graph.all_nodes()):
         return None
-    widths = {operand_bits(row) for row in rows}
-    macs = {bits: sum(row.macs or 0 for row in rows if operand_bits(row) == bits) for bits in widths}
-    return estimate_energy(macs, sum(row.weight_bytes for row in rows))
+    return energy_of(rows, {"model": 1})
 
 
 def _artifact(path: str, model: Model, runtime: Target, folder: Path) -> Artifact:

@@ -16,11 +16,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from alula.errors import ModelError
 from alula.graph.layers import RECURRENT, Layer
 from alula.graph.model import Model
-from alula.graph.shapes import Shape, infer_shapes
+from alula.graph.shapes import Shape, infer_shapes, observe_shapes
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})  # give the memory they are given
 
@@ -61,21 +63,34 @@ class Cost:
         return self.macs + self.other_macs
 
     def layer(self, name: str) -> LayerCost:
-        """The cost of the layer of this name."""
-        return next(layer for layer in self.layers if layer.name == name)
+        """The cost of the layer of this name.
+
+        Raises:
+            ModelError: there is none.
+        """
+        found = next((layer for layer in self.layers if layer.name == name), None)
+        if found is None:
+            raise ModelError(f"the graph has no layer named {name!r}; it has {[layer.name for layer in self.layers]}")
+        return found
 
 
-def measure_cost(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Cost:
+def measure_cost(
+    model: Model,
+    input_shapes: Mapping[str, Shape] | None = None,
+    *,
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> Cost:
     """Count what one run of the graph costs.
 
     Args:
         model: the graph.
         input_shapes: shapes of its inputs by name; free axes that are not given have length 1.
+        feeds: the inputs themselves, instead: the graph runs on them where shapes depend on values.
 
     Raises:
         DataError: an input is unknown, or its shape does not fit the graph.
     """
-    shapes = infer_shapes(model, input_shapes)
+    shapes = infer_shapes(model, input_shapes) if feeds is None else observe_shapes(model, feeds)
     layers = tuple(_layer_cost(model, layer, shapes) for layer in model.layers())
     weighted = {layer.name for layer in model.layers()}
     others = [_product_macs(node, shapes) for node in model.graph if node.name not in weighted]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from alula.errors import DataError, ModelError
+from alula.errors import AlulaError, DataError, ModelError
 from alula.graph.fold import Folder
 from alula.graph.model import Model, TensorSpec
 from alula.graph.opset import without_weights
+from alula.graph.running import Runner
 
 Shape = tuple[int, ...]
 _log = logging.getLogger(__name__)
@@ -44,6 +46,33 @@ def infer_shapes(model: Model, input_shapes: Mapping[str, Shape] | None = None) 
     values = ir.convenience.create_value_mapping(graph.graph)
     values.update(folder.replaced)
     return {name: _static(values[name]) for name in (*given, *model.graph.initializers, *names)}
+
+
+def observe_shapes(model: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, Shape | None]:
+    """The shape of every tensor of the main graph in a run on these inputs: what inference cannot tell is looked at.
+
+    None is left to what has no shape (sequences, optional values), and to all of it where the graph does not run.
+
+    Raises:
+        DataError: an input is unknown, or its shape does not fit the graph.
+    """
+    shapes = infer_shapes(model, {name: array.shape for name, array in feeds.items()})
+    graph = model.edit()
+    for value in [value for node in graph.graph for value in node.outputs if shapes.get(str(value.name), ()) is None]:
+        node = ir.node("Shape", [value], name=f"shape of {value.name}", num_outputs=1)
+        node.outputs[0].name, node.outputs[0].type = f"shape of {value.name}", ir.TensorType(ir.DataType.INT64)
+        graph.graph.append(node)
+        graph.graph.outputs.append(node.outputs[0])
+    try:
+        found = Runner(model.edited(graph), optimise=False)(feeds)
+    except AlulaError as error:
+        _log.info("some shapes stay unknown: %s", error)
+        return shapes
+    return shapes | {
+        name: tuple(map(int, found[key]))
+        for name, shape in shapes.items()
+        if shape is None and (key := f"shape of {name}") in found
+    }
 
 
 def bind_shapes(inputs: tuple[TensorSpec, ...], given: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +13,13 @@ import numpy as np
 
 from alula.errors import AlulaError
 from alula.graph.model import Note
-from alula.measurement.energy import estimate_energy
 from alula.measurement.measure import measure, measure_size
 from alula.measurement.parity import check_parity
 from alula.measurement.score import Scores, drop, part_named, score
 from alula.measurement.score_interval import measure_drop, measure_score
 from alula.measurement.throughput import measure_throughput
 from alula.recipe import Recipe, apply_recipe
-from alula.search.layer_rows import layer_rows, operand_bits, where_the_time_goes
+from alula.search.layer_rows import energy_of, layer_rows, where_the_time_goes
 from alula.search.layer_times import assign, split_time, with_shares
 from alula.search.result import Candidate, LayerRow
 from alula.search.store import storing
@@ -256,12 +254,5 @@ def _relative(path: Path, ground: Ground) -> str:
 
 def _with_energy(trial: Trial, calls: Mapping[str, int]) -> Trial:
     """Add an estimate of the energy of one example, where the counters could not be read and the work is known."""
-    unknown = any(row.macs is None for row in trial.candidate.layers)
-    if unknown or "energy_mj" in trial.candidate.measurements:
-        return trial
-    macs: Counter[int] = Counter()
-    moved = 0
-    for row in trial.candidate.layers:
-        macs[operand_bits(row)] += (row.macs or 0) * calls.get(row.part, 0)
-        moved += row.weight_bytes * calls.get(row.part, 0)
-    return trial.measured({"energy_mj": estimate_energy(macs, moved)})
+    energy = None if "energy_mj" in trial.candidate.measurements else energy_of(trial.candidate.layers, calls)
+    return trial if energy is None else trial.measured({"energy_mj": energy})

@@ -174,11 +174,11 @@ def _recall_original(ground: Ground, store: Store, emit: Emit) -> Trial:
 
 
 def _count_macs(task: Task, trace: Trace) -> dict[str, dict[str, int | None]]:
-    """Multiply-accumulates of each layer, for inputs of the shapes that the scorer really feeds."""
+    """Multiply-accumulates of each layer, for inputs that the scorer really feeds."""
     counted = {}
     for part, model in task.parts.items():
-        feeds = next((feeds for called, feeds in trace if called == part), {})
-        cost = measure_cost(model, {name: array.shape for name, array in feeds.items()})
+        feeds = next((feeds for called, feeds in trace if called == part), None)
+        cost = measure_cost(model, feeds=feeds)
         counted[part] = {layer.name: layer.macs for layer in cost.layers}
     return counted
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alula.graph.model import Note
+from alula.measurement.energy import estimate_energy
 from alula.search.result import LayerRow
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from alula.graph.layers import Layer
     from alula.graph.model import Model
+    from alula.measurement.measurement import Measurement
 
 
 def layer_rows(part: str, original: Model, candidate: Model, macs: Mapping[str, int | None]) -> tuple[LayerRow, ...]:
@@ -108,3 +110,15 @@ def _stored_bytes(candidate: Model, weight: str) -> int:
 
 def _name(dtype: np.dtype[np.generic]) -> str:
     return str(dtype)
+
+
+def energy_of(rows: Iterable[LayerRow], calls: Mapping[str, int]) -> Measurement | None:
+    """An estimate of the energy of one example, whose parts run so often; None where the work of a layer is unknown."""
+    macs: Counter[int] = Counter()
+    moved = 0
+    for row in rows:
+        if row.macs is None:
+            return None
+        macs[operand_bits(row)] += row.macs * calls.get(row.part, 0)
+        moved += row.weight_bytes * calls.get(row.part, 0)
+    return estimate_energy(macs, moved)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alula.errors import DataError
-from alula.graph.shapes import infer_shapes
+from alula.graph.shapes import infer_shapes, observe_shapes
 from alula.testing import (
     attention_network,
     convolution_network,
@@ -92,3 +92,20 @@ def test_shape_arithmetic_through_operators_that_inference_does_not_follow():
     assert shapes["y"] == (4, 7, 2, 3)
     assert {name for name, shape in shapes.items() if shape is None} == set()
     assert model.outputs[0].shape == ("b", "t", "k", 3)
+
+
+NONZERO = "n (float[4] x) => (float[k] y, int64[1, k] z) { i = NonZero (x) y = Compress (x, kept) z = Neg (i) }"
+
+
+def test_shapes_that_depend_on_values_are_observed():
+    model = model_from_text(NONZERO, {"kept": np.array([True, False, True])})
+    shapes = observe_shapes(model, {"x": np.array([1, 0, 2, 3], np.float32)})
+    assert (shapes["i"], shapes["y"], shapes["z"]) == ((1, 3), (2,), (1, 3))
+    assert infer_shapes(model)["i"] is None
+
+
+def test_a_graph_that_does_not_run_leaves_shapes_unknown():
+    text = "n (float[4] x) => (int64[3, 99] y) { i = NonZero (x) y = Add (i, big) }"
+    model = model_from_text(text, {"big": np.zeros((3, 99), np.int64)})
+    shapes = observe_shapes(model, {"x": np.array([1, 0, 2, 3], np.float32)})
+    assert (shapes["x"], shapes["i"]) == ((4,), None)
