@@ -13,7 +13,7 @@ from alula.errors import BudgetError
 Objective = Literal["latency", "size", "energy"]
 
 _DROP = re.compile(
-    r"(?P<before>rel(?:ative)?[:\s]\s*)?(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<percent>%)?(?P<after>\s*rel(?:ative)?)?",
+    r"(?P<before>rel(?:ative)?[:\s]\s*)?(?P<number>-?\d+(?:\.\d*)?|\.\d+)\s*(?P<percent>%)?(?P<after>\s*rel(?:ative)?)?",
     re.IGNORECASE,
 )
 _BYTES = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<prefix>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
@@ -70,7 +70,7 @@ class Budget:
         if not self.relative:
             _check_within_bounds(self.max_drop, bounds)
             return float(self.max_drop)
-        if original_score == 0 and self.max_drop > 0:
+        if original_score == 0:
             raise BudgetError(
                 "the original scores 0, and a fraction of 0 allows nothing; give the drop in score units, such as '1%'"
             )
@@ -140,8 +140,13 @@ def parse_bytes(text: str) -> int:
 def _check_drop(max_drop: float, *, relative: bool) -> None:
     if not _is_number(max_drop) or max_drop < 0:
         raise BudgetError(
-            f"max_drop must be a finite number of at least 0 (positive means worse), got {max_drop!r}; "
+            f"max_drop must be a finite number above 0 (positive means worse), got {max_drop!r}; "
             "read text such as '1%' with parse_drop"
+        )
+    if max_drop == 0:
+        raise BudgetError(
+            "max_drop must be above 0: no number of examples can show that nothing at all is lost; "
+            "allow a little, such as '0.1%'"
         )
     if relative and max_drop >= 1:
         raise BudgetError(

@@ -152,6 +152,8 @@ def quantize(
 
         console = _console()
         console.print(f"{out}: {bytes_in_words(made.size_bytes)}, was {bytes_in_words(before)}", markup=False)
+        if made.size_bytes >= before:
+            console.print("  the file did not shrink: what it needs beside the weights outweighs them", markup=False)
         for note in made.notes:
             console.print(f"  {note}", markup=False)
 
@@ -541,7 +543,9 @@ def _print_frontier(frontier: Frontier, folder: Path, *, as_json: bool) -> None:
         row = (one.name, bytes_in_words(one.size_bytes), speed, score_in_words(one.score), one.verdict.split(";")[0])
         table.add_row(*map(_plain, row), style="bold" if one.name == frontier.chosen else None)
     console.print(table, soft_wrap=False)
-    console.print(f"The model, its recipe and its page are in {folder}; open {folder / 'report.html'}", markup=False)
+    shipped = (folder / "recipe.json").exists() and (frontier.chosen or frontier.closest)
+    what = "The model, its recipe and its page are" if shipped else "No model was written; the page is"
+    console.print(f"{what} in {folder}; open {folder / 'report.html'}", markup=False)
 
 
 def _print_measurements(results: dict[str, dict[str, Measurement]], notes: Sequence[str]) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alula.budget import Budget
+from alula.errors import BudgetError, DataError, StorageError, TargetError
 from alula.report import write_report
 from alula.search.explore import compress as search
 from alula.targets import OnnxRuntime
+from alula.task import Task
 
 if TYPE_CHECKING:
     from alula.search.events import Event
     from alula.search.result import Frontier
     from alula.targets import Target
-    from alula.task import Task
 
 
 def compress(
@@ -43,7 +44,22 @@ def compress(
     Raises:
         AlulaError: as :func:`alula.search.explore.compress`.
     """
-    folder = Path(out)
+    folder = _checked(task, budget, target, out, seed)
     frontier = search(task, budget or Budget(), target or OnnxRuntime(), folder, seed=seed, on_event=on_event)
     write_report(frontier, folder)
     return frontier
+
+
+def _checked(task: object, budget: object, target: object, out: object, seed: object) -> Path:
+    """The folder to write to; what is no task, budget, target, path or seed is refused by name."""
+    if not isinstance(task, Task):
+        raise DataError(f"compress takes a Task, got {type(task).__name__}; task_from_arrays and open_task make one")
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"compress takes a Budget, got {budget!r}; write Budget(max_drop={budget!r})")
+    if isinstance(target, str) or (target is not None and not hasattr(target, "traits")):
+        raise TargetError(f"compress takes a target, got {target!r}; make one with OnnxRuntime() or OpenVino()")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"seed must be a whole number of at least 0, got {seed!r}")
+    if not isinstance(out, str | Path):
+        raise StorageError(f"out must be the path of a folder, got {out!r}")
+    return Path(out)

@@ -16,6 +16,7 @@ import numpy as np
 from alula.errors import DataError
 from alula.graph.model import Model
 
+REPEATS_BORNE = 0.1  # share of examples that may repeat others: real messages and measurements do, a little
 _DEEPEST = 16  # levels of nesting that are looked into
 
 
@@ -40,6 +41,19 @@ class Subset(Sequence[Any]):
         if isinstance(index, slice):
             return Subset(self._examples, self.indices[index])
         return self._examples[self.indices[index]]
+
+
+def without_repeats(examples: Sequence[Any]) -> tuple[Sequence[Any], int]:
+    """The examples, each content once, and how many repeated another; all of them where hardly any did.
+
+    A statement about a population takes examples for independent draws. A message that was sent twice is two draws; a
+    file that holds the same rows a hundred times is no hundred times as many.
+    """
+    first = {key: index for index, key in reversed(list(enumerate(keys_of(examples))))}
+    repeated = len(examples) - len(first)
+    if repeated <= REPEATS_BORNE * len(examples):
+        return examples, 0
+    return Subset(examples, sorted(first.values())), repeated
 
 
 def keys_of(examples: Sequence[Any]) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import numpy as np
 
 from alula.errors import DataError
 from alula.graph.model import Model, Note, TensorSpec
+from alula.graph.quantized import quantized_operators
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
-from alula.techniques import Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques import Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques.float32 import in_float32
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +69,15 @@ def quantize(
     requests = requests_of(recipe, original)
     if requests and data is None:
         raise DataError(f"{type(technique).__name__} needs calibration data; pass data=...")
-    statistics = collect(original, _feeds(original.inputs, data), requests) if requests else Statistics()
+    statistics = collect(in_float32(original), _feeds(original.inputs, data), requests) if requests else Statistics()
     result = apply_recipe(original, recipe, statistics)
-    note = Note("quantize", f"{type(technique).__name__}, because {reason}")
-    _log.info("%s", note)
-    return result.edited(result.edit(), [note])
+    notes = []
+    if not isinstance(technique, Float16) and not quantized_operators(result.graph.all_nodes()):
+        notes.append(Note("quantize", "nothing was quantized: no layer is fit for it, or all chosen ones are kept"))
+    notes.append(Note("quantize", f"{type(technique).__name__}, because {reason}"))
+    for note in notes:
+        _log.info("%s", note)
+    return result.edited(result.edit(), notes)
 
 
 def _default(operators: set[str], data: Data | None) -> tuple[Technique, str]:

@@ -198,7 +198,7 @@ def task_from_arrays(
         higher_is_better=metric.higher_is_better,
         aggregate=metric.aggregate,
         labelled=labels is not None,
-        notes=_notes_on(predictor, len(rows) if calibration is None else 0, len(calibration_rows)),
+        notes=_notes_on(model, predictor, len(rows) if calibration is None else 0, len(calibration_rows)),
     )
 
 
@@ -333,7 +333,7 @@ def _fit_scoring(
     return predictor, rows
 
 
-def _notes_on(predictor: RowPredictor, shared_rows: int, calibration_rows: int) -> tuple[Note, ...]:
+def _notes_on(model: Model, predictor: RowPredictor, shared_rows: int, calibration_rows: int) -> tuple[Note, ...]:
     notes = []
     if predictor.threshold is not None:
         kind = "a probability" if predictor.threshold else "a logit"
@@ -342,6 +342,10 @@ def _notes_on(predictor: RowPredictor, shared_rows: int, calibration_rows: int) 
     if shared_rows:
         text = f"no calibration data given: {calibration_rows} of {shared_rows} rows serve it and are not scored"
         notes.append(Note("calibration", text))
+    others = [spec.name for spec in model.outputs if spec.name != predictor.output]
+    if others:
+        text = f"it alone is scored; of what becomes of {', '.join(others)} the score and the certificate tell nothing"
+        notes.append(Note(f"output {predictor.output!r}", text))
     for note in notes:
         logger.info("%s", note)
     return tuple(notes)

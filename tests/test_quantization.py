@@ -171,3 +171,26 @@ def test_attention_with_data():
     model = attention_network()
     x = np.random.default_rng(0).standard_normal((64, 5, 8)).astype(np.float32)
     assert relative_error(model.run({"x": x}), quantize(model, x).run({"x": x})) < 0.05
+
+
+def test_graphs_with_inputs_in_float16_are_calibrated_in_float32():
+    text = "n (float16[b, 16] x) => (float16[b, 8] y) { h = MatMul (x, w) y = Relu (h) }"
+    weight = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float16)
+    model = model_from_text(text, {"w": weight})
+    x = np.random.default_rng(1).standard_normal((32, 16)).astype(np.float16)
+    result = quantize(model, x)
+    assert result.inputs[0].dtype == np.float16
+    error = np.abs(result.run({"x": x})["y"] - model.run({"x": x})["y"]).max()
+    assert error < 0.2
+
+
+def test_quantizing_nothing_is_said():
+    model = model_from_text("n (float[b, 16] x) => (float[b, 16] y) { y = Relu (x) }")
+    assert any("nothing was quantized" in str(note) for note in quantize(model).notes)
+
+
+def test_a_graph_that_gives_nan_on_calibration_data_is_refused():
+    text = "n (float[b, 4] x) => (float[b, 4] y) { h = MatMul (x, w) y = Sqrt (h) }"
+    model = model_from_text(text, {"w": np.eye(4, dtype=np.float32)})
+    with pytest.raises(DataError, match=r"output 'y' holds NaN"):
+        quantize(model, -np.ones((4, 4), np.float32), technique=Quantize())

@@ -55,7 +55,8 @@ def find_layers(graph: ir.Graph) -> tuple[Layer, ...]:
 def select(layers: Sequence[Layer], include: Iterable[str] = ("*",), exclude: Iterable[str] = ()) -> tuple[Layer, ...]:
     """The layers whose name matches a pattern of ``include`` and none of ``exclude``.
 
-    Patterns are shell wildcards over names; ``Op:Conv`` selects by operator.
+    Patterns are shell wildcards over names; one that is the whole name of a layer means that layer; ``Op:Conv`` selects
+    by operator.
 
     Raises:
         RecipeError: a pattern matches nothing; the message lists near names.
@@ -69,7 +70,8 @@ def _matching(layers: Sequence[Layer], pattern: str) -> list[Layer]:
     if pattern.startswith("Op:"):
         found = [layer for layer in layers if layer.operator == pattern[3:]]
     else:
-        found = [layer for layer in layers if fnmatchcase(layer.name, pattern)]
+        found = [layer for layer in layers if layer.name == pattern]
+        found = found or [layer for layer in layers if fnmatchcase(layer.name, pattern)]
     if not found and not (pattern == "*" and not layers):
         names = ", ".join(layer.name for layer in layers[:6])
         raise RecipeError(

@@ -234,7 +234,8 @@ def _check_quantized(model: ir.Model, *, allow_quantized: bool) -> Iterator[Note
     if not allow_quantized:
         raise ModelError(
             f"the graph is quantized already ({words}); give the float model it was made from, "
-            "or pass allow_quantized=True"
+            "or, to look at it all the same, call load_model(..., allow_quantized=True) or "
+            "alula analyze"
         )
     yield Note("graph", f"quantized already: {words}")
 

@@ -7,7 +7,6 @@ original, changes the copy, and wraps it with ``model.edited(copy, notes)``.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from alula.errors import DataError, ModelError, StorageError
+from alula.storage import appearing
 
 if TYPE_CHECKING:
     from alula.graph.layers import Layer
@@ -191,24 +191,14 @@ class Model:
                 its own weights are read from.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         data = path.with_name(f"{path.name}.data")
-        partial_data = path.with_name(f".{data.name}.{os.getpid()}.part")
-        try:
-            if self.weight_bytes > PROTOBUF_LIMIT_BYTES:
-                self._refuse_to_overwrite(data)
-                self._save_apart(partial, partial_data, data.name)
-                partial_data.replace(data)
-            else:
+        with appearing(path) as partial:
+            if self.weight_bytes <= PROTOBUF_LIMIT_BYTES:
                 partial.write_bytes(self.to_bytes())
-            partial.replace(path)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
-            partial_data.unlink(missing_ok=True)
+                return path
+            self._refuse_to_overwrite(data)
+            with appearing(data) as partial_data:
+                self._save_apart(partial, partial_data, data.name)
         return path
 
     def _save_apart(self, path: Path, data: Path, final_name: str) -> None:
@@ -257,7 +247,10 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) ->
             + (f"; unknown {sorted(given - wanted)}" if given - wanted else "")
         )
     for spec in specs:
-        spec.check(feeds[spec.name])
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray | np.generic):
+            raise DataError(f"input must be {spec}, got a {type(array).__name__}; make it a numpy array")
+        spec.check(np.asarray(array))
 
 
 def _spec(value: ir.Value) -> TensorSpec:

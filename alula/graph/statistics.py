@@ -185,6 +185,9 @@ class Collector:
             if array.dtype.kind == "f" and np.isnan(array).any():
                 raise DataError(_nonfinite(f"input {name}", array))
         outputs = self._runner(feeds)
+        for name in self._outputs:
+            if outputs[name].dtype.kind == "f" and np.isnan(outputs[name]).any():
+                raise DataError(f"output {name!r} holds NaN; the graph overflows on these data, or they do not fit it")
         for name, accumulator in self._accumulators.items():
             if name in self._probes:
                 self._join(name, self._probes[name].read(outputs), feeds)

@@ -368,7 +368,7 @@ def _say_not_enough(certificate: Certificate, name: str, observation: str) -> st
     if not math.isfinite(certificate.bound):
         more = "more are needed, in which no class is rare; how many cannot be told"
     if needed is not None:
-        more = f"about {needed:,} more would do, if what was observed persists"
+        more = f"about {needed:,} more held-out examples would do, if what was observed persists"
     return (
         f"Not enough examples to tell, with {_percent(certificate)} confidence, that the candidate loses at most "
         f"{_amount(certificate, certificate.max_drop, name)}: {more}. So far: {_examples(certificate)}; "

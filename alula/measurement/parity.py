@@ -76,6 +76,24 @@ def check_parity(
     return _conclude(worst)
 
 
+def agree(
+    target: Target, originals: Mapping[str, Artifact], candidates: Mapping[str, Artifact], trace: Trace
+) -> dict[tuple[str, str], float]:
+    """How far a candidate's outputs agree with the original's on a trace: cosine by part and output.
+
+    Raises:
+        TargetError: an artifact is missing or cannot be opened.
+    """
+    before, after = (open_parts(target, artifacts, trace) for artifacts in (originals, candidates))
+    cosines = {}
+    for part in sorted(before):
+        pairs = [(before[part](feeds), after[part](feeds)) for called, feeds in trace if called == part]
+        for output in pairs[0][0]:
+            wanted, given = [want[output] for want, _ in pairs], [have.get(output) for _, have in pairs]
+            cosines[part, output] = compare(wanted, given)[1]
+    return cosines
+
+
 def compare(wanted: list[np.ndarray], given: list[np.ndarray | None]) -> tuple[float, float]:
     """Largest error relative to the largest wanted magnitude, and cosine, of one output over all calls.
 

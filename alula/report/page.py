@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
 from alula.budget import Budget
-from alula.errors import StorageError
 from alula.measurement.certificate import Certificate
 from alula.measurement.measurement import Measurement
 from alula.report.plots import costs_of, describe, trade_off
@@ -27,6 +25,7 @@ from alula.search.words import (
     state_of,
     verdict_in_words,
 )
+from alula.storage import write_text
 
 REPORT_FILE = "report.html"
 TIME_ROWS = 8  # of the layers that take the longest
@@ -62,16 +61,7 @@ def write_report(frontier: Frontier, folder: Path) -> Path:
         StorageError: the folder cannot be written.
     """
     file = folder / REPORT_FILE
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(page(frontier), encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {file}: {error.strerror or error}; free space or choose another folder"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(file, page(frontier))
     return file
 
 

@@ -22,8 +22,8 @@ from alula.recipe import Recipe, apply_recipe
 from alula.search.layer_rows import energy_of, layer_rows, where_the_time_goes
 from alula.search.layer_times import assign, split_time, with_shares
 from alula.search.result import Candidate, LayerRow
-from alula.search.store import storing
 from alula.search.trial import Trial
+from alula.storage import appearing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -175,13 +175,8 @@ def ship(artifacts: Artifacts, folder: Path) -> dict[str, Path]:
     for part, artifact in artifacts.items():
         graph = artifact.path.with_name(f"{part}.onnx")
         for file in dict.fromkeys((*artifact.files, graph)):
-            partial = folder / f".{file.name}.part"
-            with storing(f"write {folder / file.name}"):
-                try:
-                    shutil.copyfile(file, partial)
-                    partial.replace(folder / file.name)
-                finally:
-                    partial.unlink(missing_ok=True)
+            with appearing(folder / file.name) as partial:
+                shutil.copyfile(file, partial)
         shipped[part] = folder / artifact.path.name
     return shipped
 

@@ -17,6 +17,7 @@ from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
 from alula.search.diagnosis import channel_axis
 from alula.search.propose import preserves_function
 from alula.search.sensitivity import compressed_layers, only
+from alula.techniques.float32 import in_float32
 
 if TYPE_CHECKING:
     from alula.graph.model import Model
@@ -45,7 +46,7 @@ def calibrate(task: Task, recipes: Iterable[Recipe], on_progress: Progress | Non
     """
     recipes = tuple(recipes)
     requests = {part: _requests(model, recipes, part) for part, model in task.parts.items()}
-    collectors = {part: Collector(model, requests[part]) for part, model in task.parts.items()}
+    collectors = {part: Collector(in_float32(model), requests[part]) for part, model in task.parts.items()}
     recordings = {part: _Recording() for part in task.parts}
     recording = True
 

@@ -18,22 +18,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from alula.examples import without_repeats
 from alula.graph.cost import measure_cost
 from alula.graph.model import Note
 from alula.measurement.machine import describe_machine, versions
-from alula.measurement.parity import check_parity
 from alula.measurement.trace import record_trace
 from alula.search.building import ORIGINAL, Ground, build, ship, slug, try_original
 from alula.search.certifying import Choice, choose
 from alula.search.choosing import Terms, closest, non_dominated
+from alula.search.doubts import doubts, strayed
 from alula.search.events import Event
 from alula.search.propose import propose
 from alula.search.refining import refine
 from alula.search.result import Frontier, write_result
 from alula.search.state import Emit, Search, artifacts_of, attempt, key_of, trial_in_words
-from alula.search.store import Store, lock_folder, storing, write_text
+from alula.search.store import Store, lock_folder
 from alula.search.trial import Trial
 from alula.search.verdicts import distance_in_words, judge
+from alula.storage import storing, write_text
 
 if TYPE_CHECKING:
     from alula.budget import Budget
@@ -90,6 +92,7 @@ def prepare(task: Task, budget: Budget, target: Target, store: Store, *, seed: i
     folder = store.path.parent
     proposals, notes = propose(task.parts, target, budget.minimize)
     selection, certification = task.splits(seed)
+    certification, repeated = without_repeats(certification)
     emit(Event("stage", "scoring the original", total=len(selection)))
     trace = record_trace(task)
     ground = Ground(
@@ -104,10 +107,13 @@ def prepare(task: Task, budget: Budget, target: Target, store: Store, *, seed: i
         artifacts=build(task.parts, target, folder / "trials" / ORIGINAL),
         memory=budget.max_memory_bytes is not None,
     )
+    if repeated:
+        text = f"{repeated:,} repeat others and prove nothing new; the certificate counts {len(certification):,}"
+        notes = (*notes, Note("held-out examples", text))
     original = _recall_original(ground, store, emit)
     terms = Terms(budget, original, budget.allowed_drop(original.candidate.score, task.bounds))
     emit(Event("trial", trial_in_words(original)))
-    everything = [*task.notes, *notes, *_doubts(ground)]
+    everything = [*task.notes, *notes, *doubts(ground, original)]
     for note in everything:
         emit(Event("note", str(note)))
     return Search(ground, budget, store, emit, proposals, certification, terms, notes=everything)
@@ -124,6 +130,7 @@ def finish(search: Search, choice: Choice, started: float) -> Frontier:
         recipe = {"name": shipped.name, **shipped.candidate.recipe.to_json()}
         write_text(folder / RECIPE_FILE, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
         shipped = replace(shipped, candidate=_pointing_at(shipped.candidate, paths, folder))
+        search.notes += strayed(search, shipped)
         fingerprints |= {path.name: _hash(path) for path in paths.values()}
         chosen = shipped if choice.chosen is not None else None
         choice = replace(choice, chosen=chosen, closest=None if chosen is not None else shipped)
@@ -181,17 +188,6 @@ def _count_macs(task: Task, trace: Trace) -> dict[str, dict[str, int | None]]:
         cost = measure_cost(model, feeds=feeds)
         counted[part] = {layer.name: layer.macs for layer in cost.layers}
     return counted
-
-
-def _doubts(ground: Ground) -> list[Note]:
-    """Notes where the target computes something else than the original's graph says, or the work is not known."""
-    parity = check_parity(ground.task.parts, ground.target, ground.artifacts, ground.trace)
-    notes = [] if parity.ok else [Note(ORIGINAL, f"the target does not compute what the graph says: {parity.note}")]
-    unknown = [layer for counts in ground.macs.values() for layer, count in counts.items() if count is None]
-    if unknown:
-        text = f"the multiply-accumulates of {len(unknown)} layers are not known before running, nor is their energy"
-        notes.append(Note(unknown[0], f"{text}: shapes depend on values"))
-    return notes
 
 
 def _interrupted(search: Search, started: float) -> Frontier:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -21,6 +20,7 @@ from alula.graph.model import Note
 from alula.measurement.certificate import Certificate
 from alula.measurement.measurement import Measurement
 from alula.recipe import Recipe
+from alula.storage import write_text
 
 RESULT_FILE = "result.json"
 FORMAT = 1  # raised when a reader of an older version could not understand the file
@@ -177,17 +177,8 @@ def write_result(frontier: Frontier, folder: Path) -> Path:
         StorageError: the folder cannot be written.
     """
     path = folder / RESULT_FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    text = json.dumps({"format": FORMAT, **frontier.to_json()}, indent=1, allow_nan=False, ensure_ascii=False)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    document = {"format": FORMAT, **frontier.to_json()}
+    write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
     return path
 
 

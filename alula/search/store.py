@@ -6,7 +6,6 @@ killed at any point loses at most the trial it was busy with, and the same comma
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from alula.errors import StorageError
+from alula.storage import storing
 
 _FORMAT = "1"  # raised when the tables change
 _SCHEMA = """
@@ -177,33 +177,6 @@ def _lock(descriptor: int, folder: Path) -> None:
             raise StorageError(
                 f"another run{_holder(descriptor)} is writing to {folder}; wait for it or choose another folder"
             ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with storing(f"write {path}"):
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def storing(deed: str) -> Iterator[None]:
-    """Turn the system's refusals to write into StorageError with the fix."""
-    try:
-        yield
-    except OSError as error:
-        fix = "free space" if error.errno == errno.ENOSPC else "check the path and its permissions"
-        raise StorageError(
-            f"cannot {deed}: {error.strerror or error}; {fix}, then run the same command again: what is stored is kept"
-        ) from error
 
 
 def _holder(descriptor: int) -> str:

@@ -81,14 +81,17 @@ def time_in_words(split: TimeSplit) -> str:
 
 
 def score_change_in_words(frontier: Frontier, candidate: Candidate) -> str:
-    """What was lost."""
-    after = score_in_words(candidate.score)
+    """What was lost: of what is handed back, on the held-out examples, which did not pick it."""
+    scores, drop, where = (frontier.original.score, candidate.score), candidate.drop, ""
+    if (held_out := frontier.certificate) is not None and candidate.name == frontier.best.name:
+        scores, drop = (held_out.original_score, held_out.candidate_score), held_out.drop
+        where = " on held-out examples"
+    before, after = map(score_in_words, scores)
     if not frontier.labelled:
-        return f"its agreement with the original ({frontier.metric}) is {after}"
-    before = score_in_words(frontier.original.score)
-    if candidate.drop <= 0:
-        return f"no loss was seen: {frontier.metric} {before} before, {after} after"
-    return f"{frontier.metric} went from {before} to {after}, a loss of {score_in_words(candidate.drop)}"
+        return f"its agreement with the original ({frontier.metric}) is {after}{where}"
+    if drop <= 0:
+        return f"no loss was seen{where}: {frontier.metric} {before} before, {after} after"
+    return f"{frontier.metric} went from {before} to {after}{where}, a loss of {score_in_words(drop)}"
 
 
 def change_in_words(frontier: Frontier) -> str:
@@ -97,13 +100,27 @@ def change_in_words(frontier: Frontier) -> str:
     size = f"{bytes_in_words(original.size_bytes)} became {bytes_in_words(best.size_bytes)}"
     speed = speed_change_in_words(best)
     made = f"{size} ({size_change_in_words(original, best)})" + (f", {speed}" if speed else "")
+    if frontier.budget.minimize == "energy":
+        made += f", {energy_change_in_words(original, best)}"
     return f"{made}; {score_change_in_words(frontier, best)}."
+
+
+def energy_change_in_words(original: Candidate, candidate: Candidate) -> str:
+    """How the energy of one example changed; nothing where it is not known."""
+    before, after = original.measurements.get("energy_mj"), candidate.measurements.get("energy_mj")
+    if before is None or after is None or after.value <= 0:
+        return "its energy is not known"
+    ratio, kind = before.value / after.value, ", an estimate" if after.estimated else ""
+    change = f"{ratio:.2f}x less" if ratio >= 1 else f"{1 / ratio:.2f}x more"
+    return f"{before.value:.3g} mJ an example became {after.value:.3g} mJ ({change}{kind})"
 
 
 def verdict_in_words(frontier: Frontier) -> str:
     """One sentence: what was made and what was lost, or that nothing held the budget and by how much."""
     if frontier.chosen is not None:
         return change_in_words(frontier)
+    if frontier.distance.startswith("interrupted"):
+        return f"The run was {frontier.distance}."
     distance = frontier.distance.strip().rstrip(".")
     return f"No candidate held the budget{f': {distance}' if distance else ''}."
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from alula.errors import StorageError, TargetError
 from alula.targets.processor import read_processor
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from alula.graph.model import Model, TensorSpec
+
+FEW_THREADS: Final = 8  # that any machine bears
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,12 @@ def count_threads(threads: int) -> int:
 
 
 def check_threads(threads: int) -> None:
-    """Raise TargetError unless ``threads`` is a count or 0."""
+    """Raise TargetError unless ``threads`` is 0 or a count that this machine can bear."""
+    most = max(os.cpu_count() or 1, FEW_THREADS)
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
         raise TargetError(f"threads must be a whole number, 0 for all physical cores, got {threads!r}")
+    if threads > most:
+        raise TargetError(f"threads must be at most {most} on this machine, where more would stall; got {threads:,}")
 
 
 def make_artifact(target: str, path: Path, files: tuple[Path, ...]) -> Artifact:

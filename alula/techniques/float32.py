@@ -32,28 +32,31 @@ class Float32:
 
     def apply(self, model: Model, context: Context) -> Model:  # noqa: ARG002
         """The same graph in float32; the model itself where nothing is in float16."""
-        if not computes_in_float16(model):
-            return model
-        if any(True for _ in model.graph.subgraphs()):
-            return model.edited(
-                model.edit(), [Note("float16", "stays: bodies of If, Loop or Scan are left as they are")]
-            )
-        editor = Editor(model.edit())
-        for name in [name for name, value in editor.graph.initializers.items() if value.dtype == _HALF]:
-            if not editor.value(name).is_graph_output():
-                editor.replace_constant(name, editor.array(name).astype(np.float32))
-        for node in list(editor.graph):
-            _retype(node)
-        for value in [value for value in editor.graph.inputs if value.dtype == _HALF]:
-            _cast_input(editor, value)
-        for index, value in enumerate(list(editor.graph.outputs)):
-            if value.dtype == _HALF and value.producer() is not None:
-                _cast_output(editor, index, value)
-        for node in editor.graph:
-            for value in node.outputs:
-                if value.dtype == _HALF and not value.is_graph_output():
-                    value.type = ir.TensorType(_FULL)  # a clone shares types with its original
-        return model.edited(editor.model)
+        return in_float32(model)
+
+
+def in_float32(model: Model) -> Model:
+    """The same graph in float32; the model itself where nothing is in float16."""
+    if not computes_in_float16(model):
+        return model
+    if any(True for _ in model.graph.subgraphs()):
+        return model.edited(model.edit(), [Note("float16", "stays: bodies of If, Loop or Scan are left as they are")])
+    editor = Editor(model.edit())
+    for name in [name for name, value in editor.graph.initializers.items() if value.dtype == _HALF]:
+        if not editor.value(name).is_graph_output():
+            editor.replace_constant(name, editor.array(name).astype(np.float32))
+    for node in list(editor.graph):
+        _retype(node)
+    for value in [value for value in editor.graph.inputs if value.dtype == _HALF]:
+        _cast_input(editor, value)
+    for index, value in enumerate(list(editor.graph.outputs)):
+        if value.dtype == _HALF and value.producer() is not None:
+            _cast_output(editor, index, value)
+    for node in editor.graph:
+        for value in node.outputs:
+            if value.dtype == _HALF and not value.is_graph_output():
+                value.type = ir.TensorType(_FULL)  # a clone shares types with its original
+    return model.edited(editor.model)
 
 
 def computes_in_float16(model: Model) -> bool:
@@ -75,6 +78,7 @@ def _retype(node: ir.Node) -> None:
 def _cast_input(editor: Editor, value: ir.Value) -> None:
     readers = [use.node for use in value.uses()]
     real = editor.insert("Cast", [value], f"{value.name}.float32", attributes={"to": int(_FULL)}).outputs[0]
+    real.shape, real.type = value.shape, ir.TensorType(_FULL)
     for node in readers:
         set_input(node, value, real)
 

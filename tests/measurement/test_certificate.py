@@ -224,7 +224,7 @@ class TestWords:
         assert words.startswith(
             "Not enough examples to tell, with 95 % confidence, that the candidate loses at most 0.5 points"
         )
-        assert f"about {certificate.examples_needed:,} more would do" in words
+        assert f"about {certificate.examples_needed:,} more held-out examples would do" in words
         assert words.endswith("This was attempt 2 on these examples; the confidence counts all attempts together.")
 
     def test_fails(self):

@@ -115,7 +115,7 @@ def test_few_examples_are_not_sold_as_a_certificate(frontier):
     certificate = replace(frontier.certificate, verdict="not enough examples", bound=0.03, examples_needed=2_000)
     text = Document(page(replace(frontier, certificate=certificate))).text
     assert "Not certified" in text
-    assert "about 2,000 more would do" in text
+    assert "about 2,000 more held-out examples would do" in text
     assert "Certified loss" not in text
 
 

@@ -106,13 +106,21 @@ def test_best_is_what_was_written(frontier):
 
 
 def test_the_verdict_says_what_was_gained_and_lost(frontier):
+    held_out = frontier.certificate
     assert verdict_in_words(frontier) == (
         "90.9 MB became 22.9 MB (3.97x smaller), 2.91x faster (2.79-3.03x); "
-        "accuracy went from 0.9863 to 0.9842, a loss of 0.0021."
+        f"accuracy went from {held_out.original_score:.4f} to {held_out.candidate_score:.4f} on held-out examples, "
+        f"a loss of {held_out.drop:.4f}."
     )
+    uncertified = replace(frontier, certificate=None)
+    assert verdict_in_words(uncertified).endswith("; accuracy went from 0.9863 to 0.9842, a loss of 0.0021.")
     assert str(frontier) == verdict_in_words(frontier)
     better = replace(frontier.candidates[0], score=0.9871, drop=-0.0008)
-    assert "no loss was seen" in verdict_in_words(replace(frontier, candidates=(better,), pareto=()))
+    assert "no loss was seen" in verdict_in_words(replace(uncertified, candidates=(better,), pareto=()))
+    frugal = verdict_in_words(replace(frontier, budget=replace(frontier.budget, minimize="energy")))
+    assert "x less, an estimate)" in frugal
+    stopped = replace(uncertified, chosen=None, distance="interrupted after 3 candidates")
+    assert verdict_in_words(stopped) == "The run was interrupted after 3 candidates."
     assert "agreement with the original" in verdict_in_words(replace(frontier, labelled=False))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from alula.errors import StorageError
-from alula.search.store import Store, lock_folder, storing, trial_key, write_text
+from alula.search.store import Store, lock_folder, trial_key
+from alula.storage import storing, write_text
 
 
 def test_what_was_put_is_got_by_another_process_of_the_same_task(tmp_path: Path) -> None:
