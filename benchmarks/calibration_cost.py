@@ -70,7 +70,8 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     smoke = arguments.samples is not None
     folder = arguments.work if smoke else ROOT / "benchmarks" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, arguments.work):
+        needed.mkdir(parents=True, exist_ok=True)
     arguments.results = folder / ("smoke.json" if smoke else "calibration_cost.json")
     return arguments
 
