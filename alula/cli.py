@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,20 +23,15 @@ except ModuleNotFoundError as error:
     raise SystemExit("alula: the command line needs typer; run: pip install 'alula[compress]'") from error
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from alula.budget import Budget
-    from alula.graph.model import Model, TensorSpec
+    from alula.graph.model import Model
     from alula.measurement.measurement import Measurement
     from alula.search.result import Frontier
-    from alula.targets import Artifact, Opened, Target
     from alula.techniques import Technique
 
 EXIT_CERTIFIED, EXIT_ERROR, EXIT_USAGE, EXIT_NOT_HELD, EXIT_NOT_CERTIFIED = 0, 1, 2, 3, 4
 EXIT_FAULT, EXIT_INTERRUPTED = 70, 130
 LOG_FILE = "alula-error.log"
-FREE_AXIS = 16  # length of an axis that the graph leaves free, for random inputs
-COMPARED = 32  # examples whose outputs are compared
 EXIT_CODES = (
     "[bold]Exit codes:[/bold] [bold]0[/bold] done (compress: the budget holds, and is certified); "
     "[bold]1[/bold] an error in what was given, named on standard error; [bold]2[/bold] wrong usage; "
@@ -139,7 +134,9 @@ def quantize(
     """Apply one technique to a model, without a search: nothing is measured or certified."""
     with _explaining(debug=debug):
         made = _quantize(model, _technique(method, bits, block, data), exclude or (), data)
-        files = _files(model)
+        from alula.comparison import files_of
+
+        files = files_of(model)
         if out.exists() and any(out.samefile(file) for file in files):
             raise StorageError(f"--out {out} would overwrite the model that it is made from; choose another file")
         before = sum(file.stat().st_size for file in files)
@@ -172,9 +169,10 @@ def measure(
 ) -> None:
     """Measure models against each other on a target, interleaved in one run, and compare their outputs."""
     with _explaining(debug=debug):
+        from alula.comparison import compare_models
         from alula.targets import target_named
 
-        results, notes = _measure(models, data, target_named(target, threads), seconds, seed)
+        results, notes = compare_models(models, target_named(target, threads), data=data, seconds=seconds, seed=seed)
         if as_json:
             plain = {name: {key: value.to_json() for key, value in row.items()} for name, row in results.items()}
             _print_json({"measurements": plain, "notes": notes})
@@ -373,144 +371,14 @@ def _technique(method: str | None, bits: int | None, block: int | None, data: Pa
 
 
 def _quantize(path: Path, technique: Technique | None, exclude: Sequence[str], data: Path | None) -> Model:
+    from alula.comparison import read_inputs
     from alula.graph.load import load_model
     from alula.quantization import quantize as run
     from alula.task_rows import fit_inputs
 
     model = load_model(path)
-    arrays = None if data is None else fit_inputs(model, _inputs(model, data))
+    arrays = None if data is None else fit_inputs(model, read_inputs(model, data))
     return run(model, arrays, technique=technique, exclude=exclude)
-
-
-def _inputs(model: Model, data: Path) -> dict[str, np.ndarray]:
-    """The arrays [rows, ...] that a file or folder holds for the model's inputs, as they are there."""
-    from alula.task_files import read_arrays
-
-    arrays = read_arrays(data)
-    names = [spec.name for spec in model.inputs]
-    if len(names) == len(arrays) == 1 and data.suffix == ".npy":
-        arrays = {names[0]: next(iter(arrays.values()))}
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise DataError(f"{data} must hold {', '.join(names)}; missing {', '.join(missing)}, it has {sorted(arrays)}")
-    return {name: arrays[name] for name in names}
-
-
-def _feeds(model: Model, data: Path, examples: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first examples of the data, one after another, or as many at once as the graph takes."""
-    from alula.task_rows import fit_inputs, fixed_batch
-
-    batch = fixed_batch(model) or 1
-    limit = max(1, examples // batch) * batch
-    inputs = {name: array[:limit] if array.ndim else array for name, array in _inputs(model, data).items()}
-    arrays = fit_inputs(model, inputs)
-    rows = min(map(len, arrays.values()))
-    if rows < batch:
-        raise DataError(f"{data} must hold at least {batch} rows, which the model takes at once; got {rows}")
-    for start in range(0, rows - batch + 1, batch):
-        yield {name: array[start : start + batch] for name, array in arrays.items()}
-
-
-def _random_feed(specs: Sequence[TensorSpec], seed: int) -> dict[str, np.ndarray]:
-    """Random inputs of one example: floats from a normal distribution, whole numbers 0 and 1, free axes of 16."""
-    import numpy as np
-
-    generator, feed = np.random.default_rng(seed), {}
-    for spec in specs:
-        axes = enumerate(spec.shape or ())
-        shape = [axis if isinstance(axis, int) else (1 if index == 0 else FREE_AXIS) for index, axis in axes]
-        floating = np.issubdtype(spec.dtype, np.floating)
-        drawn = generator.standard_normal(shape) if floating else generator.integers(0, 2, shape)
-        feed[spec.name] = np.asarray(drawn).astype(spec.dtype)
-    return feed
-
-
-def _measure(
-    paths: Sequence[Path], data: Path | None, runtime: Target, seconds: float, seed: int
-) -> tuple[dict[str, dict[str, Measurement]], list[str]]:
-    """Measurements by model, and what there is to say of inputs and outputs."""
-    from alula import measurement
-    from alula.graph.load import load_model
-
-    if len(paths) < 2 or len(set(paths)) < len(paths):
-        raise DataError(f"measure compares at least two different models, got {', '.join(map(str, paths))}")
-    models = {str(path): load_model(path, allow_quantized=True) for path in paths}  # refuses what is hostile
-    first, *others = models
-    original = models[first]
-    feeds = [_random_feed(original.inputs, seed)] if data is None else list(_feeds(original, data, COMPARED))
-    with tempfile.TemporaryDirectory() as folder:
-        contenders = {
-            name: {"model": _artifact(name, model, runtime, Path(folder) / str(index))}
-            for index, (name, model) in enumerate(models.items())
-        }
-        wanted = _outputs(runtime.open(contenders[first]["model"]), feeds)
-        notes = [_compare(one, wanted, _outputs(runtime.open(contenders[one]["model"]), feeds)) for one in others]
-        trace = (("model", feeds[0]),)
-        found = measurement.measure(runtime, contenders, trace, seconds=seconds, seed=seed)
-        rates = measurement.measure_throughput(runtime, contenders, trace, seconds=seconds / 6, seed=seed)
-    notes += ["inputs are random; give --data for real ones"] if data is None else []
-    for name, model in models.items() if "energy_mj" not in found[first] else ():
-        energy = _estimate_energy(original, model, feeds[0])
-        if energy is None:
-            notes.append(f"{name}: no energy, for it could not be measured, and what its layers do is not known")
-        else:
-            found[name]["energy_mj"] = energy
-    return {name: found[name] | rates[name] for name in models}, notes
-
-
-def _outputs(opened: Opened, feeds: Sequence[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """What a model gives for each feed, by output."""
-    given = [opened(feed) for feed in feeds]
-    return {name: [one[name] for one in given] for name in given[0]}
-
-
-def _estimate_energy(original: Model, model: Model, feed: Mapping[str, np.ndarray]) -> Measurement | None:
-    """Energy of one run; None unless every layer of a float original is found again, by the names that alula gives."""
-    from alula.graph.cost import measure_cost
-    from alula.graph.quantized import quantized_operators
-    from alula.search.layer_rows import energy_of, layer_rows
-
-    costs = [measure_cost(one, feeds=feed) for one in (original, model)]  # a float layer counts as it now is
-    rows = layer_rows("model", original, model, {layer.name: layer.macs for cost in costs for layer in cost.layers})
-    if not rows or any(not row.weight_bytes for row in rows) or quantized_operators(original.graph.all_nodes()):
-        return None
-    return energy_of(rows, {"model": 1})
-
-
-def _artifact(path: str, model: Model, runtime: Target, folder: Path) -> Artifact:
-    """ONNX Runtime opens the file as it is; another runtime gets what it makes of it."""
-    from alula.targets.target import make_artifact
-
-    if runtime.name != "onnxruntime":
-        return runtime.build(model, folder)
-    return make_artifact(runtime.name, Path(path), _files(Path(path)))
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    """An ONNX file and the files of its external data."""
-    import onnx
-
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    beside = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return path, *(path.parent / name for name in sorted(beside))
-
-
-def _compare(name: str, wanted: Mapping[str, list[np.ndarray]], given: Mapping[str, list[np.ndarray]]) -> str:
-    """How far the outputs of two models are apart, in words."""
-    from alula.measurement.parity import compare
-
-    if set(wanted) != set(given):
-        raise DataError(f"{name} must have the outputs {sorted(wanted)}, got {sorted(given)}")
-    apart = {output: compare(wanted[output], list(given[output])) for output in wanted}
-    unlike = [output for output, (error, _) in apart.items() if error == float("inf")]
-    if unlike:
-        return f"{name}: output {unlike[0]!r} has another shape than the original's, or NaN, Inf or numbers elsewhere"
-    errors, cosines = zip(*apart.values(), strict=True)
-    runs = len(next(iter(given.values())))
-    return (
-        f"{name}: outputs differ from the original's by at most {max(errors):.2g} of their largest value, least cosine "
-        f"{min(cosines):.5f}, over {runs} run{'s' if runs > 1 else ''}"
-    )
 
 
 def _console() -> Any:

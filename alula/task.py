@@ -255,7 +255,10 @@ def _opened(model: Model | str | Path) -> Model:
     if isinstance(model, Model):
         return model
     if not isinstance(model, str | Path):
-        raise DataError(f"model must be a Model or the path of an .onnx file, got {type(model).__name__}")
+        raise DataError(
+            f"model must be a Model or the path of an .onnx file, got {type(model).__name__}; "
+            "export_module(module, example) makes a Model of a PyTorch module"
+        )
     from alula.graph.load import load_model
 
     return load_model(Path(model))

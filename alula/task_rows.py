@@ -162,7 +162,8 @@ def fit_inputs(model: Model, inputs: Any) -> dict[str, np.ndarray]:
             raise DataError(f"the model has {len(specs)} inputs; give a mapping from {sorted(specs)} to arrays")
         inputs = {next(iter(specs)): inputs}
     if set(inputs) != set(specs):
-        raise DataError(f"the model wants the inputs {sorted(specs)}, got {sorted(map(str, inputs))}")
+        hint = "; labels are taken from an array named labels" if set(inputs) > set(specs) else ""
+        raise DataError(f"the model wants the inputs {sorted(specs)}, got {sorted(map(str, inputs))}{hint}")
     arrays = {name: _fit(spec, inputs[name]) for name, spec in specs.items()}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:

@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import alula
-from alula.cli import LOG_FILE, _feeds, app
+from alula.cli import LOG_FILE, app
+from alula.comparison import _feeds
 from alula.errors import StorageError
 from alula.graph.load import load_model
 from alula.search.events import Event
