@@ -86,8 +86,13 @@ class Probe:
 
 def _join(rows: Sequence[np.ndarray], *, whole: bool) -> Reduction:  # [N, C] or [C] each -> [C]
     """One reduction of those of all rows; totals in float64."""
-    axes = None if whole else tuple(range(rows[0].ndim - 1))
     minimum, maximum, total = rows
+    if not whole and (minimum.ndim == 1 or len(minimum) == 1):
+        channels = minimum.shape[-1]
+        return Reduction(
+            minimum.reshape(channels), maximum.reshape(channels), total.reshape(channels).astype(np.float64)
+        )
+    axes = None if whole else 0
     return Reduction(minimum.min(axis=axes), maximum.max(axis=axes), total.sum(axis=axes, dtype=np.float64))
 
 

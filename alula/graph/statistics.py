@@ -89,9 +89,6 @@ class Statistics(Mapping[str, TensorStatistics]):
         return len(self._tensors)
 
 
-_JOINS = (np.minimum, np.maximum, np.add)  # in the order of a Reduction
-
-
 @dataclass(slots=True)
 class _Accumulator:
     """Running statistics of one tensor."""
@@ -100,11 +97,8 @@ class _Accumulator:
     wants_histogram: bool
     axes: frozenset[int]
     count: int = 0
-    total: float = 0.0
-    minimum: float = np.inf
-    maximum: float = -np.inf
+    reductions: dict[int | None, Reduction] = field(default_factory=dict)
     histogram: FloatHistogram | None = None
-    channels: dict[int, Reduction] = field(default_factory=dict)
 
     def add(self, array: np.ndarray) -> None:
         """Add an array, of any size and type."""
@@ -124,40 +118,40 @@ class _Accumulator:
         """Add what one run showed, which is finite."""
         if summary.size == 0:
             return
-        for axis in self.axes:
-            self._join_channels(axis, summary.reductions[axis])
-        seen = next(iter(summary.reductions.values()))
         self.count += summary.size
-        self.total += float(seen.total.sum())
-        self.minimum = min(self.minimum, float(seen.minimum.min()))
-        self.maximum = max(self.maximum, float(seen.maximum.max()))
+        for axis, seen in summary.reductions.items():
+            before = self.reductions.get(axis)
+            self.reductions[axis] = seen if before is None else self._joined(axis, before, seen)
         if summary.sample is not None:
             self.histogram = self.histogram or FloatHistogram()
             self.histogram.add(summary.sample)
 
-    def _join_channels(self, axis: int, seen: Reduction) -> None:
-        before = self.channels.get(axis, seen)
+    def _joined(self, axis: int | None, before: Reduction, seen: Reduction) -> Reduction:
         if before.total.shape != seen.total.shape:
             raise DataError(
                 f"tensor {self.tensor!r} has {seen.total.size} channels along axis {axis} now, it had "
                 f"{before.total.size} before; give calibration data of one kind"
             )
-        if axis in self.channels:
-            seen = Reduction(*(join(old, new) for join, old, new in zip(_JOINS, before, seen, strict=True)))
-        self.channels[axis] = seen
+        return Reduction(
+            np.minimum(before.minimum, seen.minimum),
+            np.maximum(before.maximum, seen.maximum),
+            before.total + seen.total,
+        )
 
     def freeze(self) -> TensorStatistics:
         if self.count == 0:
             raise DataError(f"calibration never produced a value of tensor {self.tensor!r}; give more examples")
+        whole = next(iter(self.reductions.values()))
         return TensorStatistics(
             count=self.count,
-            minimum=self.minimum,
-            maximum=self.maximum,
-            mean=self.total / self.count,
+            minimum=float(whole.minimum.min()),
+            maximum=float(whole.maximum.max()),
+            mean=float(whole.total.sum()) / self.count,
             histogram=self.histogram,
             channels={
                 axis: ChannelStatistics(seen.minimum, seen.maximum, seen.total * (seen.total.size / self.count))
-                for axis, seen in self.channels.items()
+                for axis, seen in self.reductions.items()
+                if axis is not None
             },
         )
 

@@ -37,7 +37,7 @@ class Summary:
 
     def is_finite(self) -> bool:
         """Whether all totals are: as cheap a test for NaN and infinity as there is. A false alarm is an overflow."""
-        return all(np.isfinite(reduction.total).all() for reduction in self.reductions.values())
+        return all(math.isfinite(reduction.total.sum()) for reduction in self.reductions.values())
 
 
 def summarise(array: np.ndarray, axes: Iterable[int], *, sample: bool) -> Summary:
