@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from alula.graph.export import export_module as export_module
     from alula.graph.load import load_model as load_model
     from alula.graph.model import Model as Model
+    from alula.graph.trainable import restored as restored
+    from alula.graph.trainable import trainable as trainable
     from alula.quantization import quantize as quantize
     from alula.recipe import Recipe as Recipe
     from alula.recipe import Step as Step
@@ -60,7 +62,9 @@ _HOMES = {
     "measure_cost": "graph.cost",
     "open_task": "task",
     "quantize": "quantization",
+    "restored": "graph.trainable",
     "task_from_arrays": "task",
+    "trainable": "graph.trainable",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
@@ -68,7 +72,13 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'alula' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"alula.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"alula.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from alula.errors import AlulaError
+
+        install = "pip install 'alula[compress]'"
+        raise AlulaError(f"alula.{name} needs {error.name!r}, which is not installed; run: {install}") from error
 
 
 def __dir__() -> list[str]:

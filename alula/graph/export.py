@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -97,7 +98,7 @@ def export_module(
     if dynamic_shapes is None and dynamic_batch and (length := _batch_length(examples[0])) is not None:
         examples.append(_double(examples[0], length))
         args, kwargs = examples[1]  # torch.export takes a batch of one for a constant
-        dynamic_shapes = _free_batch(args, kwargs, 2 * length)
+        dynamic_shapes = _as_signature(module, _free_batch(args, kwargs, 2 * length))
     with _evaluating(module), _silence(), torch.no_grad():
         expected = [module_outputs(module, *each, hint=hint) for each, hint in zip(examples, ("", _HINT), strict=False)]
         try:
@@ -115,7 +116,7 @@ def export_module(
         except Exception as error:  # torch raises errors of many kinds, most from deep inside
             raise ModelError(f"torch cannot export {_name(module)}: {_reason(error)}") from error
         _name_outputs(program.model.graph, output_names)
-        model = _own(program.model)
+        model = _own(program.model, set(module.state_dict()))
     for each, outputs in zip(examples, expected, strict=True):
         _compare(model, each, outputs, _name(module))
     return model
@@ -189,6 +190,15 @@ def _free_batch(args: tuple[Any, ...], kwargs: dict[str, Any], length: int) -> A
     return _map(lambda leaf: {0: batch} if _is_batched(leaf, length) else None, kwargs or args)
 
 
+def _as_signature(module: torch.nn.Module, shapes: Any) -> Any:
+    """Shapes of positional arguments, those that ``*args`` takes as a tuple of their own: so torch wants them."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if not isinstance(shapes, tuple) or inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])
+
+
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside; each submodule as it was, after."""
@@ -250,7 +260,18 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str] | None) -> None:
         value.name = name
 
 
-def _own(graph: ir.Model) -> Model:
+def _drop_zero_biases(graph: ir.Graph, known: set[str]) -> None:
+    """Take out the zeros that the exporter gives convolutions whose module has no bias."""
+    for node in graph:
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 else None
+        if bias is None or bias.const_value is None or bias.name in known or bias.const_value.numpy().any():
+            continue
+        node.resize_inputs(2)
+        if not bias.uses() and not bias.is_graph_output():
+            del graph.initializers[str(bias.name)]
+
+
+def _own(graph: ir.Model, known: set[str]) -> Model:
     """The exporter's graph with weights of its own, without its notes on torch, and layers named like submodules."""
     for value in graph.graph.initializers.values():
         if value.const_value is not None:
@@ -266,6 +287,7 @@ def _own(graph: ir.Model) -> Model:
         value.metadata_props.clear()
     model = model_from_ir(graph)
     renamed = model.edit()
+    _drop_zero_biases(renamed.graph, known)
     _name_layers(renamed, model)
     return model.edited(renamed)
 

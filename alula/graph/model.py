@@ -84,6 +84,10 @@ class Model:
         inputs = "; ".join(map(str, self.inputs))
         return f"Model({self.graph.name!r}, {len(self.layers())} layers, {self.size_bytes:,} bytes; {inputs})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        """The model itself: nothing ever changes it."""
+        return self
+
     @property
     def graph(self) -> ir.Graph:
         """The main graph, to read. Change a copy: :meth:`edit`."""

@@ -288,3 +288,13 @@ def test_one_tensor_given_twice_stays_two_inputs(two_inputs):
 
 def test_an_output_may_be_called_like_a_submodule(two_inputs):
     assert [spec.name for spec in two_inputs[1].outputs] == ["embedding"]
+
+
+def test_modules_of_any_number_of_inputs():
+    class Total(torch.nn.Module):
+        def forward(self, first, *others):
+            return sum(others, first)
+
+    model = export_module(Total(), (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)))
+    feeds = {spec.name: np.ones((5, 3), np.float32) for spec in model.inputs}
+    assert (next(iter(model.run(feeds).values())) == 3).all()

@@ -1,0 +1,97 @@
+"""The lift: a graph as a differentiable module, and its trained weights back in the graph.
+
+The module is generated: straight-line Python over torch's own operators (a ``torch.fx.GraphModule``), which compiles,
+replicates and pickles as any module does. Its parameters carry the names of the graph's initializers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from alula.errors import ModelError, at
+from alula.graph.editing import Editor
+from alula.graph.lifting import CODES, MODEL, NAMES, Lift, LiftedGraph, attributes_of, to_torch
+from alula.graph.model import Model
+from alula.graph.ops.quantization import LIMITS, quantize
+
+
+def trainable(model: Model) -> LiftedGraph:
+    """The graph as a module: inputs in the graph's order to its output, or the tuple of its outputs.
+
+    Floating-point initializers of more than one element are parameters, running statistics of batch normalisations
+    are buffers; ``module.initializer_names`` tells which initializer each came from, where a name could not be kept.
+    In ``train()`` batch normalisations use and update batch statistics; in ``eval()`` the module computes what the
+    graph computes. Weights held as int8 or int4 codes are float parameters behind fake quantization.
+
+    Raises:
+        ModelError: an operator, or an attribute of it, has no gradient here (named, with its node).
+    """
+    return Lift(model).module()
+
+
+def restored(module: nn.Module) -> Model:
+    """The graph that a module was lifted from, with the weights and running statistics that it has now.
+
+    Initializers that did not change are shared with that graph. Wrapped modules (compiled, replicated) work too.
+
+    Raises:
+        ModelError: the module was not lifted from a graph, or a weight is not finite (named).
+    """
+    lifted = _lifted(module)
+    model: Model = lifted.meta[MODEL]
+    state = {_bare(key): value.detach().cpu() for key, value in module.state_dict().items()}
+    editor = Editor(model.edit())
+    for path, name in lifted.meta[NAMES].items():
+        with at(name):
+            _write(editor, name, _to_numpy(state[path]))
+    for path, name in lifted.meta[CODES].items():
+        with at(path):
+            _write_codes(editor, editor.node(name), state[path])
+    return model.edited(editor.model)
+
+
+def _lifted(module: nn.Module) -> LiftedGraph:
+    """The lifted module inside of what may have been wrapped around it."""
+    found = next((part for part in module.modules() if isinstance(part, LiftedGraph)), None)
+    if found is None:
+        raise ModelError(f"{type(module).__name__} was not lifted from a graph; use trainable(model)")
+    return found
+
+
+def _bare(key: str) -> str:
+    """The path of a parameter without what wrappers put before it."""
+    for prefix in ("module.", "_orig_mod."):
+        while key.startswith(prefix):
+            key = key.removeprefix(prefix)
+    return key
+
+
+def _write(editor: Editor, name: str, after: np.ndarray) -> None:
+    """Write an array into the initializer it came from, if it changed."""
+    before = editor.array(name)
+    after = after.astype(before.dtype)
+    if before.shape != after.shape:
+        raise ModelError(f"has shape {list(after.shape)} in the module, {list(before.shape)} in the graph")
+    if not np.isfinite(after.astype(np.float32)).all():
+        raise ModelError("holds NaN or infinity after training; lower the learning rate")
+    if before.tobytes() != after.tobytes():
+        editor.replace_constant(name, after)
+
+
+def _write_codes(editor: Editor, node: ir.Node, weight: Tensor) -> None:
+    """Quantize a trained weight into the codes that a DequantizeLinear reads."""
+    codes, *grid = (value for value in node.inputs if value is not None)
+    assert codes.dtype is not None
+    values = [to_torch(editor.array(str(value.name))) for value in grid]
+    attributes = attributes_of(node)
+    if not torch.isfinite(weight).all():
+        raise ModelError("holds NaN or infinity after training; lower the learning rate")
+    made = quantize(weight, *values, **attributes, limits=LIMITS[codes.dtype.name])
+    _write(editor, str(codes.name), made.numpy())
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
