@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from alula.techniques import Float16 as Float16
     from alula.techniques import Float32 as Float32
     from alula.techniques import FoldBatchNorm as FoldBatchNorm
+    from alula.techniques import Prune as Prune
     from alula.techniques import Quantize as Quantize
     from alula.techniques import QuantizeDynamic as QuantizeDynamic
     from alula.techniques import QuantizeWeights as QuantizeWeights
@@ -49,6 +50,7 @@ _HOMES = {
     "Model": "graph.model",
     "OnnxRuntime": "targets",
     "OpenVino": "targets",
+    "Prune": "techniques",
     "Quantize": "techniques",
     "QuantizeDynamic": "techniques",
     "QuantizeWeights": "techniques",

@@ -21,6 +21,7 @@ from alula.techniques import (
     Float16,
     Float32,
     FoldBatchNorm,
+    Prune,
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
@@ -28,7 +29,7 @@ from alula.techniques import (
 )
 
 _TECHNIQUES = {
-    kind.__name__: kind for kind in (Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)
+    kind.__name__: kind for kind in (Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights)
 }
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
 
@@ -136,15 +137,17 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
     return requests
 
 
-def apply_recipe(model: Model, recipe: Recipe, statistics: Statistics, part: str = "model") -> Model:
+def apply_recipe(model: Model, recipe: Recipe, statistics: Statistics | None = None, part: str = "model") -> Model:
     """Do all steps for a part, in order; the model itself is not changed.
+
+    Techniques that read no calibration data need no ``statistics``.
 
     Raises:
         RecipeError: a pattern matches nothing, or a technique is impossible for the layers (the step is named).
     """
     for number, step in enumerate(steps_for(recipe, part), 1):
         with at(f"step {number}, {type(step.technique).__name__}"):
-            model = step.technique.apply(model, Context(step.layers(model), statistics))
+            model = step.technique.apply(model, Context(step.layers(model), statistics or Statistics()))
     return model
 
 

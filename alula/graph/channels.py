@@ -141,9 +141,14 @@ def trace_axes(model: Model) -> Axes:
         known = node.domain == "" and all(_has_shape(value) for value in (*node.inputs, *node.outputs))
         rule = RULES.get(node.op_type, keep_all) if known else keep_all
         rule(axes, node)
-    for value in model.graph.outputs:
+    for value in (*model.graph.outputs, *_read_in_bodies(model.graph)):
         axes.freeze(value)
     return axes
+
+
+def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
+    """What bodies of If, Loop and Scan read: nothing is known of what they do with it."""
+    return [value for body in graph.subgraphs() for node in body for value in node.inputs if value is not None]
 
 
 def find_couplings(model: Model) -> tuple[Coupling, ...]:

@@ -4,6 +4,7 @@ from alula.techniques.dynamic import QuantizeDynamic
 from alula.techniques.float16 import Float16
 from alula.techniques.float32 import Float32
 from alula.techniques.folding import FoldBatchNorm
+from alula.techniques.prune import Prune
 from alula.techniques.quantize import Quantize
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
@@ -13,6 +14,7 @@ __all__ = [
     "Float16",
     "Float32",
     "FoldBatchNorm",
+    "Prune",
     "Quantize",
     "QuantizeDynamic",
     "QuantizeWeights",

@@ -6,7 +6,7 @@ import pytest
 
 from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
-from alula.techniques import Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights
+from alula.techniques import Float16, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights
 from alula.testing.conformance import TargetConformance, TechniqueConformance
 
 
@@ -96,3 +96,11 @@ class TestOpenVino(TargetConformance):
     @pytest.fixture
     def target(self):
         return OpenVino(threads=1)
+
+
+class TestPrune(TechniqueConformance):
+    tolerance = 10.0  # what a network loses that nothing heals, random as these are
+
+    @pytest.fixture
+    def technique(self):
+        return Prune(0.5)
