@@ -321,14 +321,14 @@ def _identifier(name: str) -> str:
     return text if text.isidentifier() else f"input_{text}"
 
 
-def _of_tensors(*operands: Tensor) -> Tensor:
-    """What torch's own functions are taken for: they tell no signature."""
-    raise NotImplementedError
+_OF_TENSORS: Final = inspect.Signature(
+    [inspect.Parameter("operands", inspect.Parameter.VAR_POSITIONAL, annotation="Tensor")], return_annotation="Tensor"
+)  # what torch's own functions are taken for: they tell no signature
 
 
 @cache
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(_of_tensors if inspect.isbuiltin(function) else function)
+    return _OF_TENSORS if inspect.isbuiltin(function) else inspect.signature(function)
 
 
 @cache
