@@ -8,9 +8,9 @@ of the graph) stays, and so does what is not understood.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -172,7 +172,18 @@ def couplings_of(model: Model, axes: Axes) -> tuple[Coupling, ...]:
         if any(member.produces for member in members):
             couplings.append(Coupling(_name(model, members), len(roots), members))
     order = {layer.weight: number for number, layer in enumerate(model.layers())}
-    return tuple(sorted(couplings, key=lambda one: min(order.get(name, len(order)) for name in one.initializers)))
+    return _told_apart(sorted(couplings, key=lambda one: min(order.get(name, len(order)) for name in one.initializers)))
+
+
+def _told_apart(couplings: Sequence[Coupling]) -> tuple[Coupling, ...]:
+    """Each with a name of its own: a layer whose channels go different ways has several couplings."""
+    met: Counter[str] = Counter()
+    named = []
+    for coupling in couplings:
+        met[coupling.name] += 1
+        number = met[coupling.name]
+        named.append(coupling if number == 1 else replace(coupling, name=f"{coupling.name}#{number}"))
+    return tuple(named)
 
 
 def _places(model: Model, axes: Axes) -> dict[int, dict[tuple[str, int], list[int]]]:

@@ -26,7 +26,7 @@ def _is_free(root: nn.Module, parts: list[str], *, last: bool) -> bool:
         children = dict(owner.named_children())
         owner = children.get(part, nn.Module())
     known = dict(owner.named_children())
-    return parts[-1] in known and not last if parts[-1] in known else not hasattr(owner, parts[-1])
+    return not last if parts[-1] in known else not hasattr(owner, parts[-1])
 
 
 def hold(root: nn.Module, path: str, tensor: Tensor, *, train: bool, persistent: bool = True) -> None:

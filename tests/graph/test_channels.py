@@ -13,6 +13,8 @@ from alula.graph.editing import Editor
 from alula.graph.export import export_module
 from alula.graph.removal import remove_units
 from alula.graph.running import Runner
+from alula.graph.tidy import tidy
+from alula.testing.models import model_from_text
 from tests.graph.architectures import ARCHITECTURES
 
 TIME_FIRST = ("lstm", "bidirectional lstm", "gru")  # their first axis is no batch
@@ -89,3 +91,24 @@ def test_what_cannot_go_is_refused_with_the_reason():
 def test_taking_nothing_out_changes_nothing():
     model, _ = exported("resnet")
     assert remove_units(model, {}).fingerprint == model.fingerprint
+
+
+def test_couplings_of_one_layer_have_names_of_their_own():
+    """The two halves of what a layer computes go different ways: each shrinks by itself."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (5, 12), "left": (4, 3), "right": (8, 3)}
+    model = tidy(
+        model_from_text(
+            "n (float[b, 5] x) => (float[b, 3] y) <int64[2] halves = {4, 8}> { h = MatMul (x, w)"
+            "a, c = Split <axis = 1> (h, halves) d = MatMul (a, left) e = MatMul (c, right) y = Add (d, e) }",
+            {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        )
+    )
+    couplings = find_couplings(model)
+    assert sorted(coupling.size for coupling in couplings) == [4, 8]
+    assert len({coupling.name for coupling in couplings}) == 2
+    x = torch.from_numpy(random.standard_normal((2, 5)).astype(np.float32))
+    for coupling in couplings:
+        smaller = remove_units(model, {coupling.name: [1]})
+        wanted, found = outputs_of(without(model, coupling, [1]), x), outputs_of(smaller, x)
+        np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-4, atol=1e-5)
