@@ -2,7 +2,7 @@
 
 >>> import alula
 >>> sorted(alula.__all__)[:3]
-['AlulaError', 'Budget', 'Float16']
+['AlulaError', 'Budget', 'Cluster']
 
 Names are loaded when they are first used, so that ``import alula`` costs a device next to nothing.
 """
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from alula.graph.model import Model as Model
     from alula.graph.trainable import restored as restored
     from alula.graph.trainable import trainable as trainable
+    from alula.pruning.choice import Pruning as Pruning
+    from alula.pruning.goal import Goal as Goal
+    from alula.pruning.pruning import prune as prune
     from alula.quantization import quantize as quantize
     from alula.recipe import Recipe as Recipe
     from alula.recipe import Step as Step
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from alula.task import Task as Task
     from alula.task import open_task as open_task
     from alula.task import task_from_arrays as task_from_arrays
+    from alula.techniques import Cluster as Cluster
+    from alula.techniques import Drop as Drop
+    from alula.techniques import Factorize as Factorize
     from alula.techniques import Float16 as Float16
     from alula.techniques import Float32 as Float32
     from alula.techniques import FoldBatchNorm as FoldBatchNorm
@@ -38,31 +44,49 @@ if TYPE_CHECKING:
     from alula.techniques import Quantize as Quantize
     from alula.techniques import QuantizeDynamic as QuantizeDynamic
     from alula.techniques import QuantizeWeights as QuantizeWeights
+    from alula.techniques import Sparsify as Sparsify
+    from alula.techniques import StoreSparse as StoreSparse
+    from alula.training.finetuning import Stage as Stage
+    from alula.training.finetuning import distill as distill
+    from alula.training.finetuning import finetune as finetune
+    from alula.training.training import Training as Training
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AlulaError": "errors",
     "Budget": "budget",
+    "Cluster": "techniques",
+    "Drop": "techniques",
+    "Factorize": "techniques",
     "Float16": "techniques",
     "Float32": "techniques",
     "FoldBatchNorm": "techniques",
+    "Goal": "pruning.goal",
     "Model": "graph.model",
     "OnnxRuntime": "targets",
     "OpenVino": "targets",
     "Prune": "techniques",
+    "Pruning": "pruning.choice",
     "Quantize": "techniques",
     "QuantizeDynamic": "techniques",
     "QuantizeWeights": "techniques",
     "Recipe": "recipe",
+    "Sparsify": "techniques",
+    "Stage": "training.finetuning",
     "Step": "recipe",
+    "StoreSparse": "techniques",
     "Task": "task",
+    "Training": "training.training",
     "apply_recipe": "recipe",
     "compress": "compression",
+    "distill": "training.finetuning",
     "export_module": "graph.export",
+    "finetune": "training.finetuning",
     "load_model": "graph.load",
     "measure_cost": "graph.cost",
     "open_task": "task",
+    "prune": "pruning.pruning",
     "quantize": "quantization",
     "restored": "graph.trainable",
     "task_from_arrays": "task",

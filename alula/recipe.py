@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from alula.errors import RecipeError, at
 from alula.graph.layers import Layer, select
 from alula.graph.model import Model
-from alula.graph.statistics import Request, Statistics
+from alula.graph.statistics import AnyRequest, Statistics
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.techniques import (
+    Cluster,
     Context,
+    Drop,
+    Factorize,
     Float16,
     Float32,
     FoldBatchNorm,
@@ -25,12 +28,16 @@ from alula.techniques import (
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
+    Sparsify,
+    StoreSparse,
     Technique,
 )
 
-_TECHNIQUES = {
-    kind.__name__: kind for kind in (Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights)
-}
+_KINDS = (
+    Cluster, Drop, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights,
+    Sparsify, StoreSparse,
+)  # fmt: skip
+_TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
 
 
@@ -118,7 +125,7 @@ def steps_for(recipe: Recipe, part: str) -> tuple[Step, ...]:
     return tuple(step for step in recipe.steps if fnmatchcase(part, step.part))
 
 
-def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[Request]:
+def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[AnyRequest]:
     """All statistics that the steps will read, to be collected once, on the original model.
 
     Steps that need no data are applied on the way, since they change what later steps see; they keep tensor names.
@@ -126,7 +133,7 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
     Raises:
         RecipeError: a pattern matches nothing, or a technique is impossible for the layers.
     """
-    requests: frozenset[Request] = frozenset()
+    requests: frozenset[AnyRequest] = frozenset()
     steps = steps_for(recipe, part)
     for number, step in enumerate(steps, 1):
         layers = step.layers(model)
@@ -174,7 +181,7 @@ def _build(kind: type[Any], settings: Mapping[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(settings) - set(known)):
         raise RecipeError(f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
-    values = {key: _range(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    values = {key: _value(value) for key, value in settings.items()}
     for key, value in values.items():
         _check_kind(kind, key, value)
     try:
@@ -186,9 +193,12 @@ def _build(kind: type[Any], settings: Mapping[str, Any]) -> Any:
 def _check_kind(owner: type[Any], name: str, value: Any) -> None:
     """Raise RecipeError unless the value is of the kind that the setting is annotated with."""
     hint = get_type_hints(owner)[name]
-    kinds = {bool: "true or false", float: "a number", int: "a whole number", NoneType: "null"}
-    wanted = {kind: words for kind, words in kinds.items() if kind in (get_args(hint) or (hint,))}
-    if not wanted:  # a range method
+    kinds = {bool: "true or false", float: "a number", int: "a whole number", str: "text", NoneType: "null"}
+    listed = {type(word) if isinstance(word, str) else word for word in get_args(hint)}  # of a Literal: its words
+    wanted = {kind: words for kind, words in kinds.items() if kind in (listed or {hint})}
+    if get_origin(hint) is tuple or any(get_origin(one) is tuple for one in get_args(hint)):
+        fits, wanted = isinstance(value, tuple | int), {**wanted, tuple: "a list of texts"}
+    elif not wanted:  # a range method
         fits, wanted = isinstance(value, tuple(_RANGES.values())), {object: "a range method"}
     elif isinstance(value, bool):
         fits = bool in wanted
@@ -196,6 +206,13 @@ def _check_kind(owner: type[Any], name: str, value: Any) -> None:
         fits = isinstance(value, (*wanted, int) if float in wanted else tuple(wanted))
     if not fits:
         raise RecipeError(f"{name} of {owner.__name__} must be {' or '.join(wanted.values())}, got {value!r}")
+
+
+def _value(data: Any) -> Any:
+    """A setting as it was before it was written down."""
+    if isinstance(data, list):
+        return tuple(data)
+    return _range(data) if isinstance(data, Mapping) else data
 
 
 def _range(data: Mapping[str, Any]) -> Any:

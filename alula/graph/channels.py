@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,9 @@ from alula.graph.model import Model
 FROZEN = 0  # the class of all that must stay
 
 Ids = np.ndarray  # [length] of an axis: the class of each index
+Grain = Literal["first", "last", "longest"]
+GRAINS: Final[tuple[Grain, ...]] = ("first", "last", "longest")
+_ROUNDS = 3  # each may find axes that cannot carry units; one more is chosen behind each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,11 +39,20 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
-    """Units of one kind: the channels of a stage, the heads of a layer, the features between two matrices."""
+    """Units of one kind: the channels of a stage, the heads of a layer, the features within them or between matrices.
+
+    ``grain`` tells which of the axes that a reshape joins carries them: the heads, or the features within.
+    """
 
     name: str
     size: int
     members: tuple[Member, ...]
+    grain: Grain = "first"
+
+    @property
+    def places(self) -> tuple[tuple[str, int, bytes], ...]:
+        """What tells these units from all others: where they stand in each initializer."""
+        return tuple((member.initializer, member.axis, member.indices.tobytes()) for member in self.members)
 
     @property
     def initializers(self) -> frozenset[str]:
@@ -48,34 +61,36 @@ class Coupling:
 
 
 class Classes:
-    """Classes of indices, merged as operators couple them (union by the smaller number, paths halved)."""
+    """Classes of indices, merged as operators couple them (union by the smaller number)."""
 
     def __init__(self) -> None:
-        self._parents = [FROZEN]
+        self._parents = np.zeros(1, np.int64)  # [capacity]; a class whose parent is itself is a root
+        self._count = 1
 
     def new(self, count: int) -> Ids:
         """So many classes of one index each."""
-        first = len(self._parents)
-        self._parents.extend(range(first, first + count))
+        first, self._count = self._count, self._count + count
+        if self._count > len(self._parents):
+            self._parents = np.concatenate([self._parents, np.arange(len(self._parents), 2 * self._count)])
         return np.arange(first, first + count)
 
-    def root(self, number: int) -> int:
-        """The class that a class was merged into."""
-        parents = self._parents
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
-
     def roots(self, ids: Ids) -> Ids:
-        """The classes of all indices of an axis."""
-        return np.array([self.root(int(number)) for number in ids], dtype=np.int64)
+        """The classes that these were merged into."""
+        found: Ids = self._parents[ids]
+        while not np.array_equal(above := self._parents[found], found):
+            found = above
+        self._parents[ids] = found
+        return found
 
     def merge(self, left: Ids, right: Ids) -> None:
         """Merge two axes, index by index."""
-        for one, other in zip(left.tolist(), right.tolist(), strict=True):
-            first, second = sorted((self.root(one), self.root(other)))
-            self._parents[second] = first
+        while True:
+            first, second = self.roots(left), self.roots(right)
+            apart = first != second
+            if not apart.any():
+                return
+            # Where one class meets several at once the last is written; the others are still apart in the next round.
+            self._parents[np.maximum(first, second)[apart]] = np.minimum(first, second)[apart]
 
     def freeze(self, ids: Ids) -> None:
         """Let all indices stay."""
@@ -84,10 +99,21 @@ class Classes:
 
 @dataclass(slots=True)
 class Axes:
-    """The classes along the axes of all tensors of a graph; None for an axis whose length is free: it stays."""
+    """The classes along the axes of all tensors of a graph; None for an axis whose length is free: it stays.
 
-    classes: Classes
-    by_value: dict[ir.Value, list[Ids | None]]
+    Attributes:
+        grain: which of the axes that a reshape joins or splits carries the units.
+        barred: axes that cannot carry units, since they stay for another reason: the three of queries, keys and values.
+        carriers: the axes that were chosen where there was a choice.
+        contracted: what products of activations sum over, and the tensors in which it must vanish with its weights.
+    """
+
+    grain: Grain = "first"
+    classes: Classes = field(default_factory=Classes)
+    by_value: dict[ir.Value, list[Ids | None]] = field(default_factory=dict)
+    contracted: list[tuple[Ids, tuple[ir.Value, ...]]] = field(default_factory=list)
+    barred: frozenset[tuple[ir.Value, int]] = frozenset()
+    carriers: set[tuple[ir.Value, int]] = field(default_factory=set)
 
     def of(self, value: ir.Value) -> list[Ids | None]:
         """The axes of a tensor, new ones where it was not met before."""
@@ -103,9 +129,8 @@ class Axes:
         if left is not None and right is not None and len(left) == len(right):
             self.classes.merge(left, right)
             return
-        for ids in (left, right):
-            if ids is not None:
-                self.classes.freeze(ids)
+        self.keep(left)
+        self.keep(right)
 
     def freeze(self, value: ir.Value) -> None:
         """All axes of a tensor stay."""
@@ -116,6 +141,28 @@ class Axes:
         """An axis stays."""
         if ids is not None:
             self.classes.freeze(ids)
+
+    def contract(self, ids: Ids | None, *values: ir.Value) -> None:
+        """An axis is summed over: terms may go that are zero when the weights of their unit are, in one of ``values``.
+
+        Whether they are is decided when all is tied.
+        """
+        if ids is not None:
+            self.contracted.append((ids, values))
+
+    def carrier(self, value: ir.Value, several: Sequence[int]) -> int:
+        """Which of several axes that are one axis elsewhere carries the units, by the grain."""
+        lengths = {axis: len(ids) for axis in several if (ids := self.of(value)[axis]) is not None}
+        wide = [axis for axis, length in lengths.items() if length > 1] or [several[0]]
+        able = [axis for axis in wide if (value, axis) not in self.barred] or wide
+        chosen = {"first": able[0], "last": able[-1], "longest": max(able, key=lambda axis: lengths[axis])}[self.grain]
+        if len(wide) > 1:
+            self.carriers.add((value, chosen))
+        return chosen
+
+    def stays(self, ids: Ids | None) -> bool:
+        """Whether nothing of an axis can go."""
+        return ids is None or not self.classes.roots(ids).any()
 
 
 def _lengths(value: ir.Value) -> list[int | None]:
@@ -130,11 +177,24 @@ def _has_shape(value: ir.Value | None) -> bool:
     return value is None or not value.name or value.const_value is not None or value.shape is not None
 
 
-def trace_axes(model: Model) -> Axes:
-    """The classes of all axes, as the graph's operators merge them."""
-    from alula.graph.coupling import RULES, keep_all
+def trace_axes(model: Model, grain: Grain = "first") -> Axes:
+    """The classes of all axes, as the graph's operators merge them, at one grain."""
+    barred: frozenset[tuple[ir.Value, int]] = frozenset()
+    for _ in range(_ROUNDS):
+        axes = _trace_once(model, grain, barred)
+        stuck = {(value, axis) for value, axis in axes.carriers - barred if axes.stays(axes.of(value)[axis])}
+        if not stuck:
+            break
+        barred |= stuck
+    return axes
 
-    axes = Axes(Classes(), {})
+
+def _trace_once(model: Model, grain: Grain, barred: frozenset[tuple[ir.Value, int]]) -> Axes:
+    from alula.graph.coupling import RULES
+    from alula.graph.moves import keep_all
+    from alula.graph.vanishing import vanishes
+
+    axes = Axes(grain, barred=barred)
     for value in model.graph.inputs:
         axes.freeze(value)
     for node in model.graph:
@@ -143,7 +203,17 @@ def trace_axes(model: Model) -> Axes:
         rule(axes, node)
     for value in (*model.graph.outputs, *_read_in_bodies(model.graph)):
         axes.freeze(value)
+    for ids, values in axes.contracted:
+        units = frozenset(axes.classes.roots(ids).tolist()) - {FROZEN}
+        if not any(vanishes(axes, value, units) for value in values):
+            axes.keep(ids)
     return axes
+
+
+def trace_grains(model: Model) -> tuple[Axes, ...]:
+    """The classes of all axes at each grain that the graph has: one, where no reshape joins or splits axes."""
+    coarse = trace_axes(model)
+    return (coarse, *(trace_axes(model, grain) for grain in GRAINS[1:])) if coarse.carriers else (coarse,)
 
 
 def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
@@ -152,12 +222,25 @@ def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
 
 
 def find_couplings(model: Model) -> tuple[Coupling, ...]:
-    """All kinds of units that can go, in the order of the graph."""
-    return couplings_of(model, trace_axes(model))
+    """All kinds of units that can go, in the order of the graph; features within heads behind the heads."""
+    return couplings_of(model, trace_grains(model))
 
 
-def couplings_of(model: Model, axes: Axes) -> tuple[Coupling, ...]:
+def couplings_of(model: Model, grains: Sequence[Axes]) -> tuple[Coupling, ...]:
     """As :func:`find_couplings`, of axes that were traced before."""
+    found: dict[tuple[tuple[str, int, bytes], ...], Coupling] = {}
+    for axes in grains:
+        for coupling in _couplings_at(model, axes):
+            if coupling.size > 1 or axes is grains[0]:
+                found.setdefault(coupling.places, coupling)
+    order = {layer.weight: number for number, layer in enumerate(model.layers())}
+    return _told_apart(
+        sorted(found.values(), key=lambda one: min(order.get(name, len(order)) for name in one.initializers))
+    )
+
+
+def _couplings_at(model: Model, axes: Axes) -> list[Coupling]:
+    """The units at one grain, by their kind."""
     places = _places(model, axes)
     kinds: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
     for root, found in places.items():
@@ -170,9 +253,8 @@ def couplings_of(model: Model, axes: Axes) -> tuple[Coupling, ...]:
             for name, axis, _ in kind
         )
         if any(member.produces for member in members):
-            couplings.append(Coupling(_name(model, members), len(roots), members))
-    order = {layer.weight: number for number, layer in enumerate(model.layers())}
-    return _told_apart(sorted(couplings, key=lambda one: min(order.get(name, len(order)) for name in one.initializers)))
+            couplings.append(Coupling(_name(model, members), len(roots), members, axes.grain))
+    return couplings
 
 
 def _told_apart(couplings: Sequence[Coupling]) -> tuple[Coupling, ...]:
@@ -193,9 +275,9 @@ def _places(model: Model, axes: Axes) -> dict[int, dict[tuple[str, int], list[in
         for axis, ids in enumerate(axes.by_value.get(value, [])):
             if ids is None:
                 continue
-            for index, root in enumerate(axes.classes.roots(ids).tolist()):
-                if root != FROZEN:
-                    places[root][name, axis].append(index)
+            roots = axes.classes.roots(ids)
+            for index in np.flatnonzero(roots != FROZEN).tolist():
+                places[int(roots[index])][name, axis].append(index)
     return places
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.errors import ModelError
+from alula.graph.known import computed_from_constants
 from alula.graph.layers import RECURRENT, Layer
 from alula.graph.model import Model
 from alula.graph.shapes import Shape, infer_shapes, observe_shapes
@@ -92,7 +93,7 @@ def measure_cost(
     """
     shapes = infer_shapes(model, input_shapes) if feeds is None else observe_shapes(model, feeds)
     layers = tuple(_layer_cost(model, layer, shapes) for layer in model.layers())
-    weighted = {layer.name for layer in model.layers()}
+    weighted = {layer.name for layer in model.layers()} | {node.name for node in computed_from_constants(model.graph)}
     others = [_product_macs(node, shapes) for node in model.graph if node.name not in weighted]
     floats = [
         value.const_value
@@ -168,7 +169,8 @@ def _peak_activation_bytes(graph: ir.Graph, shapes: Mapping[str, Shape | None]) 
     """The most memory that tensors alive at one node take, nodes running in the order of the graph."""
     owner: dict[ir.Value, ir.Value] = {}  # of a view: the tensor whose memory it shows
     last: dict[ir.Value, int] = {}
-    nodes = list(graph)
+    constant = computed_from_constants(graph)  # weights, as a runtime holds them after load
+    nodes = [node for node in graph if node not in constant]
     for index, node in enumerate(nodes):
         for value in node.outputs:
             source = node.inputs[0] if node.op_type in _VIEWS and node.inputs else None

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from alula.graph.known import filling_in_zeros
+
 SMALL_BYTES = 64 * 1024  # up to here folding may make a file grow
 WEIGHT_BYTES = 1024  # above this a constant counts as a weight, below as an index, an axis, a scale
 UNKNOWN = np.iinfo(np.int64).min + 1  # a free axis within a partly known shape
@@ -79,11 +81,13 @@ class Folder:
     def fold_small(self) -> int:
         """Fold everything whose inputs and result are small; give how many nodes were folded."""
         self.partial.clear()
-        return sum(self._fold_shape(node) or self._fold_small(node) for node in list(self.graph))
+        kept = filling_in_zeros(self.graph)
+        return sum(self._fold_shape(node) or self._fold_small(node) for node in list(self.graph) if node not in kept)
 
     def fold_weights(self) -> int:
         """Fold weights through moves and arithmetic that do not make them larger; give how many nodes were folded."""
-        return sum(self._fold_weight(node) for node in list(self.graph))
+        kept = filling_in_zeros(self.graph)
+        return sum(self._fold_weight(node) for node in list(self.graph) if node not in kept)
 
     def _fold_shape(self, node: ir.Node) -> bool:
         """Shape and Size of a value whose shape is known, wholly or in part."""

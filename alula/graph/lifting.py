@@ -23,7 +23,9 @@ from alula.graph.ops.quantization import LIMITS, cast_codes, dequantize, fake_qu
 
 MODEL: Final = "alula.model"  # what a lifted module's ``meta`` holds: the graph,
 NAMES: Final = "alula.names"  # the initializer by path of its parameter or buffer,
-CODES: Final = "alula.codes"  # and the DequantizeLinear by path of the float weight behind it
+CODES: Final = "alula.codes"  # the DequantizeLinear by path of the float weight behind it,
+ALSO: Final = "alula.also"  # and the tensors inside that are given out too
+NODE: Final = "alula.node"  # what a node of the module holds in its ``meta``: the name of the graph's own
 _GIVING_CODES: Final = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
 )
@@ -46,11 +48,16 @@ class LiftedGraph(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the graph and the weights, and lifted again: generated code is not traced a second time."""
-        return _lift_again, (self.meta[MODEL].to_bytes(), self.state_dict(), self.training)
+        return _lift_again, (self.meta[MODEL].to_bytes(), self.meta[ALSO], self.state_dict(), self.training)
 
 
-def _lift_again(graph: bytes, state: dict[str, Tensor], training: bool) -> LiftedGraph:  # noqa: FBT001
-    module = Lift(Model(ir.from_proto(onnx.load_model_from_string(graph)))).module()
+def _lift_again(
+    graph: bytes,
+    also: tuple[str, ...],
+    state: dict[str, Tensor],
+    training: bool,  # noqa: FBT001
+) -> LiftedGraph:
+    module = Lift(Model(ir.from_proto(onnx.load_model_from_string(graph))), also).module()
     module.load_state_dict(state)
     return module.train(training)
 
@@ -83,8 +90,8 @@ class Mode(nn.Module):
 class Lift:
     """One graph becoming a module, node by node."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, also: tuple[str, ...] = ()) -> None:
+        self._model, self._also = model, also
         self._root = nn.Module()
         self._graph = fx.Graph()
         self._env: dict[ir.Value, Any] = {}  # fx node, or host value, of what was computed so far
@@ -104,9 +111,10 @@ class Lift:
             with at(f"{node.op_type} {node.name!r}"):
                 self._add(node)
         outputs = [self._output(value) for value in self._model.graph.outputs]
+        outputs += [self._inside(name) for name in self._also]
         self._graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         module = LiftedGraph(self._root, self._graph)
-        module.meta.update({MODEL: self._model, NAMES: self._names, CODES: self._codes})
+        module.meta.update({MODEL: self._model, NAMES: self._names, CODES: self._codes, ALSO: self._also})
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
@@ -120,6 +128,13 @@ class Lift:
         dtype = _CODES.get(value.dtype.name)
         return tensor if dtype is None else self._graph.call_function(cast_codes, (tensor, dtype))
 
+    def _inside(self, name: str) -> fx.Node:
+        """A tensor of the graph that is no output of it."""
+        found = next((value for value in self._env if value.name == name), None)
+        if found is None:
+            raise ModelError(f"no node of the graph computes {name!r}; look for the names in model.graph")
+        return self._tensor(found)
+
     def _add(self, node: ir.Node) -> None:
         if self._add_on_host(node):
             return
@@ -132,6 +147,7 @@ class Lift:
             self._env[node.outputs[0]] = self._fake_quantize(node, node.inputs[0])
             return
         made = self._graph.call_function(function, self._arguments(function, node), self._keywords(function, node))
+        made.meta[NODE] = str(node.name)
         if not _returns_tuple(function):
             self._env[node.outputs[0]] = made
             return

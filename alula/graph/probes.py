@@ -121,6 +121,23 @@ def add_probe(editor: Editor, value: ir.Value, axes: Iterable[int], *, sample: b
     return Probe(_expose(editor, shape, ir.DataType.INT64), reductions, taken)
 
 
+def add_activity(editor: Editor, value: ir.Value) -> tuple[str, str]:
+    """Add a tensor's absolute values, and where it is 0 as 0 and 1; the names of both."""
+    producer, kind = value.producer(), value.dtype or ir.DataType.FLOAT
+    zero = editor.constant(f"zero_{kind.name.lower()}", np.array(0, kind.numpy()))
+    made = []
+    for operator, inputs in (("Abs", [value]), ("Equal", [value, zero])):
+        node = editor.insert(operator, inputs, f"{value.name}/{operator}", after=producer)
+        if operator == "Equal":
+            node.outputs[0].dtype = ir.DataType.BOOL
+            node = editor.insert("Cast", node.outputs, f"{value.name}/zeros", after=node,
+                                 attributes={"to": int(ir.DataType.FLOAT)})  # fmt: skip
+        found = node.outputs[0]
+        found.shape, found.dtype = value.shape, kind if operator == "Abs" else ir.DataType.FLOAT
+        made.append(str(found.name))
+    return made[0], made[1]
+
+
 def _reduced_axes(rank: int, kept: int | None) -> list[int]:
     """All axes but the channels' and, where others remain, the first one: rows are added up in float64, by numpy."""
     others = [axis for axis in range(rank) if kept is None or axis != kept % rank]

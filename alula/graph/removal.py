@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from alula.errors import ModelError, at
-from alula.graph.channels import FROZEN, Axes, Ids, coupling_named, couplings_of, trace_axes
+from alula.graph.channels import Axes, Coupling, Grain, coupling_named, couplings_of, trace_grains
 from alula.graph.editing import Editor
+from alula.graph.lengths import find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
 
 
@@ -23,32 +26,45 @@ def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
     Raises:
         ModelError: a coupling is unknown, has no such unit, or would lose all that it has.
     """
-    axes = trace_axes(model)
-    couplings = couplings_of(model, axes)
-    gone: set[int] = set()
+    grains = trace_grains(model)
+    couplings = couplings_of(model, grains)
+    gone: dict[Grain, set[int]] = defaultdict(set)
     for name, numbers in units.items():
         coupling = coupling_named(couplings, name)
-        chosen = sorted({int(number) for number in numbers})
-        if chosen and not 0 <= chosen[0] <= chosen[-1] < coupling.size:
-            raise ModelError(f"{name!r} has {coupling.size} units, numbered from 0; got {chosen[0]} to {chosen[-1]}")
-        if len(chosen) == coupling.size:
-            raise ModelError(f"{name!r} would lose all of its {coupling.size} units; keep at least one")
-        member = coupling.members[0]
-        ids = axes.by_value[model.graph.initializers[member.initializer]][member.axis]
-        assert ids is not None
-        gone.update(axes.classes.roots(ids[member.indices[chosen, 0]]).tolist())
-    if FROZEN in gone:
-        raise ModelError("units that must stay were chosen")
-    return _Removal(model, axes, gone).done(units)
+        axes = next(axes for axes in grains if axes.grain == coupling.grain)
+        gone[coupling.grain].update(_classes(model, axes, coupling, numbers))
+    return _Removal(model, grains, gone).done(units)
+
+
+def _classes(model: Model, axes: Axes, coupling: Coupling, numbers: Sequence[int]) -> list[int]:
+    """The classes of some units of a coupling."""
+    chosen = sorted({int(number) for number in numbers})
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < coupling.size:
+        raise ModelError(
+            f"{coupling.name!r} has {coupling.size} units, numbered from 0; got {chosen[0]} to {chosen[-1]}"
+        )
+    if len(chosen) == coupling.size:
+        raise ModelError(f"{coupling.name!r} would lose all of its {coupling.size} units; keep at least one")
+    member = coupling.members[0]
+    ids = axes.by_value[model.graph.initializers[member.initializer]][member.axis]
+    assert ids is not None
+    classes: list[int] = axes.classes.roots(ids[member.indices[chosen, 0]]).tolist()
+    return classes
 
 
 class _Removal:
-    """One removal: which indices stay along each axis, and what of the graph has to follow."""
+    """One removal: which indices stay along each axis, and what of the graph has to follow.
 
-    def __init__(self, model: Model, axes: Axes, gone: set[int]) -> None:
-        self._model, self._axes = model, axes
-        self._gone = np.array(sorted(gone), dtype=np.int64)
-        self._by_name = {str(value.name): ids for value, ids in axes.by_value.items() if value.name}
+    An index stays that stays at every grain: a feature of a head goes with the head, or with its like in all heads.
+    """
+
+    def __init__(self, model: Model, grains: Sequence[Axes], gone: Mapping[Grain, set[int]]) -> None:
+        self._model = model
+        self._grains = [(axes.classes, np.array(sorted(gone[axes.grain]))) for axes in grains if gone.get(axes.grain)]
+        self._ids = [
+            {str(value.name): ids for value, ids in axes.by_value.items() if value.name}
+            for axes in grains if gone.get(axes.grain)
+        ]  # fmt: skip
         self._editor = Editor(model.edit())
 
     def done(self, units: Mapping[str, Sequence[int]]) -> Model:
@@ -60,28 +76,39 @@ class _Removal:
         for node in self._editor.graph:
             for value in node.outputs:
                 self._reshape_value(value)
+        RemoveUnusedNodesPass()(self._editor.model)
         notes = [
             Note(name, f"{len(set(numbers))} units taken out") for name, numbers in units.items() if len(numbers)
         ]  # fmt: skip
         return self._model.edited(self._editor.model, notes)
 
-    def _stays(self, ids: Ids | None) -> np.ndarray | None:
+    def _rank(self, name: str) -> int:
+        """How many axes a tensor has; 0 where that is unknown."""
+        return len(self._ids[0].get(name, [])) if self._ids else 0
+
+    def _stays(self, name: str, axis: int) -> np.ndarray | None:
         """Which indices of an axis stay; None where all do."""
-        if ids is None:
-            return None
-        kept = ~np.isin(self._axes.classes.roots(ids), self._gone)
-        return None if kept.all() else kept
+        stays = None
+        for (classes, gone), known in zip(self._grains, self._ids, strict=True):
+            ids = known[name][axis] if axis < len(known.get(name, [])) else None
+            if ids is not None:
+                kept = ~np.isin(classes.roots(ids), gone)
+                stays = kept if stays is None else stays & kept
+        return None if stays is None or stays.all() else stays
 
     def _length(self, name: str, axis: int) -> int | None:
         """What is left of an axis; None where it loses nothing."""
-        ids = self._by_name.get(name)
-        kept = self._stays(ids[axis]) if ids and axis < len(ids) else None
+        kept = self._stays(name, axis)
         return None if kept is None else int(kept.sum())
+
+    def _lost(self, name: str) -> dict[int, int]:
+        """What is left of each axis that loses something."""
+        return {axis: left for axis in range(self._rank(name)) if (left := self._length(name, axis)) is not None}
 
     def _shrink(self, name: str) -> None:
         array = None
-        for axis, ids in enumerate(self._by_name.get(name, [])):
-            kept = self._stays(ids)
+        for axis in range(self._rank(name)):
+            kept = self._stays(name, axis)
             if kept is not None:
                 array = self._editor.array(name) if array is None else array
                 array = np.compress(kept, array, axis)
@@ -89,86 +116,102 @@ class _Removal:
             self._editor.replace_constant(name, np.ascontiguousarray(array))
 
     def _reshape_value(self, value: ir.Value) -> None:
-        if value.shape is None:
-            return
-        lengths = list(value.shape)
-        changed = {
-            axis: left for axis in range(len(lengths)) if (left := self._length(str(value.name), axis)) is not None
-        }
-        if changed:
-            value.shape = ir.Shape([changed.get(axis, length) for axis, length in enumerate(lengths)])
+        lost = self._lost(str(value.name))
+        if lost and value.shape is not None:
+            value.shape = ir.Shape([lost.get(axis, length) for axis, length in enumerate(value.shape)])
 
     def _follow(self, node: ir.Node) -> None:
         """Change what a node says of lengths itself."""
-        if node.op_type in ("Conv", "ConvTranspose") and int(node.attributes.get_int("group", 1)) > 1:
-            self._follow_groups(node)
-        elif node.op_type in ("LSTM", "GRU", "RNN"):
-            left = self._length(str(node.inputs[2].name), 2) if node.inputs[2] is not None else None
-            if left is not None:
-                node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", left)
-        elif node.op_type in ("Reshape", "Expand"):
-            self._follow_target(node)
-        elif node.op_type == "Split":
-            self._follow_split(node)
-        elif node.op_type == "Resize":
-            self._follow_sizes(node)
+        match node.op_type:
+            case "Conv" | "ConvTranspose":
+                self._follow_groups(node)
+            case "LSTM" | "GRU" | "RNN":
+                left = self._length(str(node.inputs[2].name), 2) if node.inputs[2] is not None else None
+                if left is not None:
+                    node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", left)
+            case "Reshape" | "Expand":
+                self._write_lengths(node, 1, self._lost(str(node.outputs[0].name)))
+            case "ConstantOfShape":
+                self._write_lengths(node, 0, self._lost(str(node.outputs[0].name)))
+            case "Split":
+                self._follow_split(node)
+            case "Slice":
+                self._follow_slice(node)
+            case "Resize" if len(node.inputs) > 3 and node.inputs[3] is not None:
+                self._write_lengths(node, 3, self._lost(str(node.outputs[0].name)))
 
     def _follow_groups(self, node: ir.Node) -> None:
         """A depthwise convolution has as many groups as channels; others keep their groups, and lose in each."""
-        weight = node.inputs[1]
-        assert weight is not None
-        ids = self._by_name.get(str(weight.name))
-        if ids is not None and ids[1] is not None and len(ids[1]) == 1:
-            left = self._length(str(node.inputs[0].name), 1) if node.inputs[0] is not None else None
-            if left is not None:
-                node.attributes["group"] = ir.AttrInt64("group", left)
-
-    def _follow_target(self, node: ir.Node) -> None:
-        """Lengths that a target spells out become those that are left."""
-        target = node.inputs[1]
-        made = str(node.outputs[0].name)
-        lost = {
-            axis: left
-            for axis in range(len(self._by_name.get(made, [])))
-            if (left := self._length(made, axis)) is not None
-        }
-        if target is None or not lost:
+        x, weight = node.inputs[:2]
+        groups = int(node.attributes.get_int("group", 1))
+        if x is None or weight is None or weight.shape is None or groups == 1:
             return
-        self._respell(node, 1, lost)
-
-    def _follow_sizes(self, node: ir.Node) -> None:
-        lost = {axis: left for axis in range(2) if (left := self._length(str(node.outputs[0].name), axis)) is not None}
-        if lost and len(node.inputs) > 3 and node.inputs[3] is not None:
-            self._respell(node, 3, lost)
+        left = self._length(str(x.name), 1)
+        depthwise = weight.shape[1] == 1 if node.op_type == "Conv" else weight.shape[0] == groups
+        if depthwise and left is not None:
+            node.attributes["group"] = ir.AttrInt64("group", left)
 
     def _follow_split(self, node: ir.Node) -> None:
-        along = int(node.attributes.get_int("axis", 0))
-        rank = len(self._by_name.get(str(node.outputs[0].name), []))
-        left = [self._length(str(value.name), along % max(rank, 1)) for value in node.outputs]
+        along = int(node.attributes.get_int("axis", 0)) % max(self._rank(str(node.outputs[0].name)), 1)
+        left = [self._length(str(value.name), along) for value in node.outputs]
         if all(length is None for length in left):
             return
-        lengths = []
-        for value, length in zip(node.outputs, left, strict=True):
-            ids = self._by_name[str(value.name)][along % rank]
-            assert ids is not None
-            lengths.append(len(ids) if length is None else length)
+        lengths = [
+            value.shape[along] if length is None and value.shape is not None else length
+            for value, length in zip(node.outputs, left, strict=True)
+        ]
         constant = self._editor.constant(f"{node.name}.split", np.array(lengths, np.int64))
         node.attributes.pop("num_outputs", None)
-        if len(node.inputs) > 1:
-            node.replace_input_with(1, constant)
-        else:
-            node.resize_inputs(2)
-            node.replace_input_with(1, constant)
+        node.resize_inputs(2)
+        node.replace_input_with(1, constant)
 
-    def _respell(self, node: ir.Node, index: int, lost: Mapping[int, int]) -> None:
-        """Write other lengths into a constant that a node reads; lengths told by 0 or -1 follow by themselves."""
-        target = node.inputs[index]
-        assert target is not None
-        if target.const_value is None:
+    def _follow_slice(self, node: ir.Node) -> None:
+        """Move the bounds of a slice to where its run lies now."""
+        x = node.inputs[0]
+        if x is None or x.shape is None or not self._lost(str(x.name)):
+            return
+        slices = find_slices(node, [length if isinstance(length, int) else None for length in x.shape])
+        starts, ends = (whole_numbers(node, index, name) for index, name in ((1, "starts"), (2, "ends")))
+        if slices is None or starts is None or ends is None:
+            return
+        for number, (axis, run) in enumerate(slices.items()):
+            kept = self._stays(str(x.name), axis)
+            if kept is not None and run is not None:
+                starts[number] = int(kept[: run.start].sum())
+                ends[number] = starts[number] + int(kept[run].sum())
+        for index, bounds in ((1, starts), (2, ends)):
+            constant = self._editor.constant(f"{node.name}.bounds", np.array(bounds, np.int64))
+            node.replace_input_with(index, constant)
+
+    def _write_lengths(self, node: ir.Node, index: int, lost: Mapping[int, int]) -> None:
+        """Write the lengths that are left into a target; those told by 0 or -1 follow by themselves."""
+        target, rank = node.inputs[index], self._rank(str(node.outputs[0].name))
+        places = written(target)
+        if not lost or target is None:
+            return
+        if places is None:
             raise ModelError("its target is computed, and cannot be written anew; leave these units in")
-        lengths = target.const_value.numpy().astype(np.int64).copy()
+        parts: dict[ir.Value, np.ndarray] = {}
         for axis, left in lost.items():
-            if axis < len(lengths) and lengths[axis] > 0:
-                lengths[axis] = left
-        constant = self._editor.constant(f"{node.name}.lengths", lengths)
-        node.replace_input_with(index, constant)
+            place = places[axis - rank] if rank - axis <= len(places) else None
+            if place is not None and place[0].const_value is not None:
+                part = parts.setdefault(place[0], place[0].const_value.numpy().astype(np.int64).copy())
+                if part.reshape(-1)[place[1]] > 1:
+                    part.reshape(-1)[place[1]] = left
+        node.replace_input_with(index, self._rewritten(target, parts, node))
+
+    def _rewritten(self, target: ir.Value, parts: Mapping[ir.Value, np.ndarray], before: ir.Node) -> ir.Value:
+        """A target with other numbers in it: a constant, or the concatenation anew, since others may read the old."""
+        if target.const_value is not None:
+            return self._editor.constant(f"{before.name}.lengths", parts[target]) if target in parts else target
+        node = target.producer()
+        if node is None or node.op_type != "Concat":
+            return target
+        inputs = [None if value is None else self._rewritten(value, parts, before) for value in node.inputs]
+        if inputs == list(node.inputs):
+            return target
+        made = self._editor.insert(
+            "Concat", inputs, f"{before.name}.target", before=before, attributes={"axis": 0}
+        ).outputs[0]
+        made.shape, made.type = target.shape, target.type
+        return made

@@ -2,13 +2,15 @@
 
 Bound: a :class:`Collector` needs what inference on one batch needs, plus per tensor 512 KiB for a histogram, a sample
 of about 32 KiB a row for it, and three numbers per channel. Of a tensor whose number of axes is known only when the
-graph runs, one batch is held. Nothing grows with the number of examples.
+graph runs, and of one whose second moments are asked for, one batch is held, and the moments are k^2 numbers per layer.
+Gradients need what one training step needs. Nothing grows with the number of examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,10 +18,16 @@ import onnx_ir as ir
 from alula.errors import DataError, ModelError
 from alula.graph.editing import Editor
 from alula.graph.model import Model
-from alula.graph.probes import Probe, add_probe, can_probe
+from alula.graph.moments import MomentSum, Reading, SecondMoments, reading_of
+from alula.graph.probes import Probe, add_activity, add_probe, can_probe
 from alula.graph.running import Runner
 from alula.graph.summaries import Reduction, Summary, summarise
 from alula.numerics.histogram import FloatHistogram
+
+if TYPE_CHECKING:
+    from alula.graph.gradients import Sensitivity, SensitivityMeter
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,37 @@ class Request:
     tensor: str
     histogram: bool = False
     channel_axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MomentRequest:
+    """The second moments of what a layer's matrix multiplies (:meth:`Statistics.moments`); ``layer`` is its name."""
+
+    layer: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityRequest:
+    """How active each channel of a tensor is (:meth:`Statistics.activity`)."""
+
+    tensor: str
+    channel_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class GradientRequest:
+    """How the outputs depend on the units of every coupling (:meth:`Statistics.sensitivities`)."""
+
+
+AnyRequest: TypeAlias = Request | MomentRequest | ActivityRequest | GradientRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activity:
+    """Of each channel: the mean of its absolute values, and the share of its values that are 0; [C] each."""
+
+    magnitude: np.ndarray
+    zeros: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +103,18 @@ class TensorStatistics:
 class Statistics(Mapping[str, TensorStatistics]):
     """Tensor statistics by tensor name; a name that was never asked for is an error with a reason."""
 
-    def __init__(self, tensors: Mapping[str, TensorStatistics] | None = None, runs: int = 0) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorStatistics] | None = None,
+        runs: int = 0,
+        *,
+        moments: Mapping[str, SecondMoments] | None = None,
+        activities: Mapping[ActivityRequest, Activity] | None = None,
+        sensitivities: Mapping[str, Sensitivity] | None = None,
+    ) -> None:
         self._tensors = dict(tensors or {})
+        self._moments, self._activities = dict(moments or {}), dict(activities or {})
+        self._sensitivities = dict(sensitivities or {})
         self.runs = runs
 
     def __getitem__(self, name: str) -> TensorStatistics:
@@ -82,11 +131,40 @@ class Statistics(Mapping[str, TensorStatistics]):
         """The statistics of a tensor, or the default where none were collected."""
         return self._tensors.get(name, default)
 
+    def moments(self, layer: str) -> SecondMoments:
+        """The second moments of what a layer's matrix multiplies.
+
+        Raises:
+            ModelError: they were not asked for (:class:`MomentRequest`).
+        """
+        return _collected(self._moments, layer, f"second moments of layer {layer!r}")
+
+    def activity(self, tensor: str, channel_axis: int) -> Activity:
+        """How active each channel of a tensor is.
+
+        Raises:
+            ModelError: it was not asked for (:class:`ActivityRequest`).
+        """
+        wanted = ActivityRequest(tensor, channel_axis)
+        return _collected(self._activities, wanted, f"activity of tensor {tensor!r} along axis {channel_axis}")
+
+    def sensitivities(self, coupling: str) -> Sensitivity:
+        """How the outputs depend on the units of a coupling.
+
+        Raises:
+            ModelError: they were not asked for (:class:`GradientRequest`), or the graph had no such coupling.
+        """
+        return _collected(self._sensitivities, coupling, f"gradients of the units of {coupling!r}")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __bool__(self) -> bool:
+        """Whether anything was collected, of tensors or of other things."""
+        return bool(self._tensors or self._moments or self._activities or self._sensitivities)
 
 
 @dataclass(slots=True)
@@ -157,14 +235,25 @@ class _Accumulator:
 
 
 class Collector:
-    """Runs a graph like a :class:`Runner` does, and watches the requested tensors go by."""
+    """Runs a graph like a :class:`Runner` does, and watches what was requested go by.
 
-    def __init__(self, model: Model, requests: Iterable[Request], *, threads: int = 0) -> None:
-        self._model, self._threads = model, threads
+    Raises:
+        ModelError: a request names a tensor or layer that the graph has not, a layer that multiplies by no matrix, or
+            gradients of a graph with an operator that has none.
+    """
+
+    def __init__(self, model: Model, requests: Iterable[AnyRequest], *, threads: int = 0) -> None:
+        requests = tuple(requests)
         self._outputs = [spec.name for spec in model.outputs]
         self._inputs = {spec.name for spec in model.inputs}
-        self._accumulators = _accumulators(requests)
-        watched, self._probes = _watching(model, self._accumulators)
+        self._readings = _readings(model, _of_kind(requests, MomentRequest))
+        self._moments = {reading: MomentSum(reading) for reading in self._readings.values()}
+        self._meter = _meter(model) if _of_kind(requests, GradientRequest) else None
+        self._model, self._activities, derived = _with_activities(model, _of_kind(requests, ActivityRequest))
+        self._threads = threads
+        self._accumulators = _accumulators([*_of_kind(requests, Request), *derived])
+        held = {reading.tensor for reading in self._moments}
+        watched, self._probes = _watching(self._model, self._accumulators, held)
         self._runner = Runner(watched, threads=threads)
         self._exposing: dict[str, Runner] = {}
         self._runs = 0
@@ -187,8 +276,18 @@ class Collector:
                 self._join(name, self._probes[name].read(outputs), feeds)
             else:
                 accumulator.add(feeds[name] if name in self._inputs else outputs[name])
+        self._add_moments({**outputs, **feeds})
+        if self._meter is not None:
+            self._meter.add(feeds)
         self._runs += 1
         return {name: outputs[name] for name in self._outputs}
+
+    def _add_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name in sorted({reading.tensor for reading in self._moments}):
+            if not np.isfinite(arrays[name]).all():
+                raise DataError(_nonfinite(name, arrays[name]))
+        for reading, moments in self._moments.items():
+            moments.add(arrays[reading.tensor])
 
     def _join(self, name: str, summary: Summary, feeds: Mapping[str, np.ndarray]) -> None:
         """Add a summary; where its totals are not finite, find out from the tensor itself whether its values are."""
@@ -205,17 +304,73 @@ class Collector:
         Raises:
             DataError: nothing was run, or a tensor was always empty.
         """
-        if self._accumulators and self._runs == 0:
+        if self._runs == 0 and (self._accumulators or self._moments or self._meter):
             raise DataError("calibration data is empty; give at least one example")
-        return Statistics({name: seen.freeze() for name, seen in self._accumulators.items()}, self._runs)
+        tensors = {name: seen.freeze() for name, seen in self._accumulators.items()}
+        moments = {reading: seen.freeze() for reading, seen in self._moments.items()}
+        return Statistics(
+            tensors,
+            self._runs,
+            moments={layer: moments[reading] for layer, reading in self._readings.items()},
+            activities={
+                request: Activity(*(tensors[name].channels[request.channel_axis].mean for name in names))
+                for request, names in self._activities.items()
+            },
+            sensitivities=None if self._meter is None else self._meter.sensitivities(),
+        )
 
 
-def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: Iterable[Request]) -> Statistics:
-    """Statistics of the requested tensors over an iterable of feeds, which may be a generator of any length."""
+def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: Iterable[AnyRequest]) -> Statistics:
+    """What was requested over an iterable of feeds, which may be a generator of any length."""
     collector = Collector(model, requests)
     for feed in feeds:
         collector(feed)
     return collector.statistics()
+
+
+def _of_kind(requests: Iterable[AnyRequest], kind: type[_Kind]) -> list[_Kind]:
+    return [request for request in requests if isinstance(request, kind)]
+
+
+_Key = TypeVar("_Key")
+
+
+def _collected(found: Mapping[_Key, _Kind], key: _Key, what: str) -> _Kind:
+    if key not in found:
+        raise ModelError(f"no {what} were collected; request them before calibration")
+    return found[key]
+
+
+def _readings(model: Model, requests: Iterable[MomentRequest]) -> dict[str, Reading]:
+    """How each layer reads its rows, by the layer's name."""
+    layers = {layer.name: layer for layer in model.layers()}
+    nodes = {str(node.name): node for node in model.graph}
+    unknown = sorted({request.layer for request in requests} - set(layers))
+    if unknown:
+        raise ModelError(f"the graph has no layer named {unknown[0]!r}, whose second moments were asked for")
+    names = sorted({request.layer for request in requests})
+    return {name: reading_of(layers[name], nodes[name]) for name in names}
+
+
+def _meter(model: Model) -> SensitivityMeter:
+    """What measures the gradients; torch is imported only where they are asked for."""
+    from alula.graph.channels import find_couplings
+    from alula.graph.gradients import RandomProjection, SensitivityMeter
+
+    return SensitivityMeter(model, find_couplings(model), RandomProjection())
+
+
+def _with_activities(
+    model: Model, requests: Iterable[ActivityRequest]
+) -> tuple[Model, dict[ActivityRequest, tuple[str, str]], list[Request]]:
+    """The model with the tensors whose means activities are; their names; requests for them."""
+    if not requests:
+        return model, {}, []
+    editor = Editor(model.edit())
+    tensors = {name: add_activity(editor, editor.value(name)) for name in sorted({one.tensor for one in requests})}
+    activities = {request: tensors[request.tensor] for request in requests}
+    derived = [Request(name, channel_axis=one.channel_axis) for one, names in activities.items() for name in names]
+    return model.edited(editor.model), activities, derived
 
 
 def _accumulators(requests: Iterable[Request]) -> dict[str, _Accumulator]:
@@ -233,10 +388,15 @@ def _accumulators(requests: Iterable[Request]) -> dict[str, _Accumulator]:
     }
 
 
-def _watching(model: Model, accumulators: Mapping[str, _Accumulator]) -> tuple[Model, dict[str, Probe]]:
-    """The model with a probe at each requested tensor, or the tensor itself as an output where none can be; probes."""
-    exposed = {spec.name for spec in (*model.inputs, *model.outputs)}
-    editor = Editor(_exposing(model, accumulators).edit())
+def _watching(
+    model: Model, accumulators: Mapping[str, _Accumulator], held: set[str]
+) -> tuple[Model, dict[str, Probe]]:  # fmt: skip
+    """The model with a probe at each requested tensor, or the tensor itself as an output where none can be; probes.
+
+    Tensors in ``held`` are outputs in any case.
+    """
+    exposed = {spec.name for spec in (*model.inputs, *model.outputs)} | held
+    editor = Editor(_exposing(model, [*accumulators, *sorted(held - set(accumulators))]).edit())
     probes = {}
     for name, accumulator in accumulators.items():
         value = editor.value(name)

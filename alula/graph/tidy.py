@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from alula.graph.fold import UNKNOWN, Folder, constant_value, known_axes
 from alula.graph.forms import join_pads, pool_means
 from alula.graph.model import Model
+from alula.graph.rearranging import join_transposes, split_sequences
 from alula.graph.shapes import annotate_shapes
 
 BLOCKS = "alula.blocks"  # metadata of a folded weight: the blocks of the original's first axis, in their order now
@@ -21,9 +22,10 @@ def tidy(model: Model) -> Model:
     """An equal model without what only clutters: what techniques look for stands in plain sight.
 
     Constant nodes become initializers; what is computed from constants alone is folded, weights where the file does not
-    grow by it; Identity, Dropout, casts and transposes that change nothing, and everything unused go. A weight that
-    was transposed, reshaped or cut keeps its name; its metadata says how its axes lie now (``alula.transposed``) or in
-    what order its blocks (``alula.blocks``). Bodies of If, Loop and Scan are left as they are.
+    grow by it; Identity, Dropout, casts and transposes that change nothing, and everything unused go; splits by way of
+    a sequence become Split. A weight that was transposed, reshaped or cut keeps its name; its metadata says how its
+    axes lie now (``alula.transposed``) or in what order its blocks (``alula.blocks``). Bodies of If, Loop and Scan are
+    left as they are.
     """
     graph = model.edit()
     tidy_graph(graph)
@@ -38,7 +40,8 @@ def tidy_graph(model: ir.Model) -> None:
     for _ in range(_ROUNDS):
         annotate_shapes(model)
         _settle_casts(model.graph)
-        changes = folder.fold_small() + _fix_reshapes(folder) + folder.fold_weights()
+        changes = split_sequences(model.graph) + join_transposes(model.graph)
+        changes += folder.fold_small() + _fix_reshapes(folder) + folder.fold_weights()
         changes += sum(_bypass(node) for node in list(model.graph))
         RemoveUnusedNodesPass()(model)
         if not changes:
@@ -46,6 +49,7 @@ def tidy_graph(model: ir.Model) -> None:
     _restore_names(folder, original)
     join_pads(model.graph)
     pool_means(model.graph)
+    annotate_shapes(model)
     RemoveUnusedNodesPass()(model)
 
 

@@ -6,6 +6,8 @@ replicates and pickles as any module does. Its parameters carry the names of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -18,7 +20,7 @@ from alula.graph.model import Model
 from alula.graph.ops.quantization import LIMITS, quantize
 
 
-def trainable(model: Model) -> LiftedGraph:
+def trainable(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
     """The graph as a module: inputs in the graph's order to its output, or the tuple of its outputs.
 
     Floating-point initializers of more than one element are parameters, running statistics of batch normalisations
@@ -26,10 +28,15 @@ def trainable(model: Model) -> LiftedGraph:
     In ``train()`` batch normalisations use and update batch statistics; in ``eval()`` the module computes what the
     graph computes. Weights held as int8 or int4 codes are float parameters behind fake quantization.
 
+    Args:
+        model: the graph.
+        also: names of tensors inside the graph that the module gives after the outputs.
+
     Raises:
-        ModelError: an operator, or an attribute of it, has no gradient here (named, with its node).
+        ModelError: an operator, or an attribute of it, has no gradient here (named, with its node), or nothing
+            computes a tensor of ``also``.
     """
-    return Lift(model).module()
+    return Lift(model, tuple(also)).module()
 
 
 def restored(module: nn.Module) -> Model:

@@ -11,7 +11,7 @@ import numpy as np
 
 from alula.errors import at
 from alula.examples import read_example
-from alula.graph.statistics import Collector, Request, Statistics
+from alula.graph.statistics import AnyRequest, Collector, Request, Statistics
 from alula.measurement.score import call_scorer, part_named
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
 from alula.search.diagnosis import channel_axis
@@ -73,13 +73,13 @@ def preserving_part(recipe: Recipe, part: str) -> Recipe:
     return Recipe(tuple(step for step in steps_for(recipe, part) if preserves_function(step.technique)))
 
 
-def _requests(model: Model, recipes: tuple[Recipe, ...], part: str) -> frozenset[Request]:
+def _requests(model: Model, recipes: tuple[Recipe, ...], part: str) -> frozenset[AnyRequest]:
     """What the recipes need whole, layer by layer (a layer alone has its own borders), and what diagnosis reads."""
-    wanted: set[Request] = set()
+    wanted: set[AnyRequest] = set()
     covered: set[frozenset[str]] = set()  # recipes that differ in their range method alone watch the same tensors
     for recipe in recipes:
-        whole = requests_of(recipe, model, part)
-        tensors = frozenset(request.tensor for request in whole)
+        whole: frozenset[AnyRequest] = requests_of(recipe, model, part)
+        tensors = frozenset(request.tensor for request in whole if isinstance(request, Request))
         if tensors and tensors not in covered:
             wanted |= _single_requests(model, recipe, part)
             covered.add(tensors)
@@ -95,11 +95,11 @@ def _single_requests(model: Model, recipe: Recipe, part: str) -> set[Request]:
     steps: tuple[Step, ...] = preserving_part(recipe, part).steps
     folded = apply_recipe(model, Recipe(steps), Statistics(), part)
     bare = Recipe(tuple(step for step in steps_for(recipe, part) if step not in steps))
-    found: set[Request] = set()
+    found: set[AnyRequest] = set()
     for name in compressed_layers(folded, bare, part):
         for step in only(bare, folded, [name], part).steps:
             found |= step.technique.requests(folded, step.layers(folded))
-    return {replace(request, histogram=True) for request in found}
+    return {replace(request, histogram=True) for request in found if isinstance(request, Request)}
 
 
 def _diagnosis_requests(model: Model) -> set[Request]:

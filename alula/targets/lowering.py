@@ -47,8 +47,12 @@ def _computes_on_codes(node: ir.Node) -> bool:
     )
 
 
-def _constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
+def _constant(value: ir.Value | None, depth: int = 16) -> bool:
+    """Whether a value is known at load: an initializer, or computed from such in a few steps (see StoreSparse)."""
+    producer = None if value is None else value.producer()
+    if producer is None or not depth:
+        return value is not None and value.is_initializer()
+    return all(_constant(source, depth - 1) for source in producer.inputs if source is not None)
 
 
 def _spell_out(editor: Editor, node: ir.Node) -> None:
@@ -56,7 +60,7 @@ def _spell_out(editor: Editor, node: ir.Node) -> None:
     codes, scale, *rest = [value for value in node.inputs if value is not None]
     output = node.outputs[0]
     name = str(output.name)
-    shape = editor.array(str(codes.name)).shape
+    shape = _shape(codes)
     parameter = _parameter_shape(node, shape, editor.array(str(scale.name)).shape)
     split = _split_shape(node, shape)
     real = editor.insert("Cast", [codes], f"{name}.real", before=node, attributes={"to": 1}).outputs[0]
@@ -76,6 +80,13 @@ def _spell_out(editor: Editor, node: ir.Node) -> None:
     editor.remove(node)
     for value in (scale, *rest):
         editor.drop_constant(str(value.name))
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of a value that is known at load."""
+    assert value is not None
+    assert value.shape is not None
+    return tuple(int(length) for length in value.shape.numpy())
 
 
 def _reshape(editor: Editor, value: ir.Value, shape: tuple[int, ...], name: str, before: ir.Node) -> ir.Value:
@@ -138,13 +149,16 @@ def _match(node: ir.Node) -> _BiasedProduct | None:
     if activation is None or weight is None or addition.op_type != "Add" or len(others) != 1:
         return None
     bias = others[0]
-    matrix, vector = _array(weight.inputs[0]), _array(bias)
-    if matrix is None or matrix.ndim != 2 or vector is None or vector.shape != matrix.shape[1:]:
+    vector = _array(bias)
+    if vector is None or not _constant(weight.inputs[0]):
+        return None
+    matrix = _shape(weight.inputs[0])
+    if len(matrix) != 2 or vector.shape != matrix[1:]:
         return None
     blocked = int(weight.attributes.get_int("block_size", 0))
     scale = _array(activation.inputs[1])
     fits = vector.dtype == np.float32 and not blocked and scale is not None and scale.ndim == 0
-    computed = _array(activation.inputs[0]) is None
+    computed = not _constant(activation.inputs[0])
     return _BiasedProduct(node, activation, weight, addition, bias) if fits and computed and bias is not None else None
 
 
@@ -160,9 +174,8 @@ def _array(value: ir.Value | None) -> np.ndarray | None:
 
 def _join(editor: Editor, found: _BiasedProduct) -> None:
     """Gemm(rows of codes, codes of the weight, codes of the bias), and back to the shape it had."""
-    matrix, vector = _array(found.weight.inputs[0]), _array(found.bias)
+    matrix, vector = _shape(found.weight.inputs[0]), _array(found.bias)
     first, second = _array(found.activation.inputs[1]), _array(found.weight.inputs[1])
-    assert matrix is not None
     assert vector is not None
     assert first is not None
     assert second is not None
@@ -178,11 +191,11 @@ def _join(editor: Editor, found: _BiasedProduct) -> None:
     bias = editor.insert("DequantizeLinear", constants, f"{name}.bias", before=node, attributes={"axis": 0}).outputs
     source = found.activation.inputs[0]
     assert source is not None
-    flat = _reshape(editor, source, (-1, matrix.shape[0]), f"{name}.flat", node)
+    flat = _reshape(editor, source, (-1, matrix[0]), f"{name}.flat", node)
     rows = editor.insert("DequantizeLinear", [flat, *found.activation.inputs[1:]], f"{name}.rows", before=node).outputs
     product = editor.insert("Gemm", [*rows, node.inputs[1], *bias], f"{name}.matrix", before=node)
     leading = editor.insert("Shape", [source], f"{name}.axes", before=node, attributes={"end": -1}).outputs
-    columns = editor.constant(f"{name}.columns", np.array([matrix.shape[1]]))
+    columns = editor.constant(f"{name}.columns", np.array([matrix[1]]))
     shape = editor.insert("Concat", [*leading, columns], f"{name}.shape", before=node, attributes={"axis": 0}).outputs
     result = editor.insert("Reshape", [*product.outputs, *shape], f"{name}.parted", before=node).outputs[0]
     if found.addition.outputs[0].is_graph_output():

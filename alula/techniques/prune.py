@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,16 +13,11 @@ from alula.graph.channels import Coupling, find_couplings
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.removal import remove_units
-from alula.graph.statistics import Request
-from alula.numerics.importance import distance_to_others, magnitude
+from alula.graph.statistics import AnyRequest
+from alula.numerics.allocation import Limits, count_globally, count_uniformly, least_important
+from alula.techniques.compensation import compensate, moment_requests
+from alula.techniques.criteria import CRITERIA, Criterion, CriterionName, criterion_named, or_magnitude
 from alula.techniques.technique import Context
-
-Criterion = Literal["l1", "l2", "batch-norm scale", "geometric median", "random"]
-_OF_ROWS: Final[dict[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "geometric median": distance_to_others,
-    "l1": functools.partial(magnitude, p=1),
-    "l2": magnitude,
-}  # importance of units by their weights [n, k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +28,51 @@ class Prune:
         amount: share of the units to take out, from 0 up to but not including 1.
         criterion: how much a unit matters. ``l1`` and ``l2``: the size of the weights that compute it. ``geometric
             median``: how far they are from those of its siblings. ``batch-norm scale``: the size of its scale in the
-            batch normalisations behind it, where there are any, else as ``l2``. ``random``: the control.
+            batch normalisations behind it. ``taylor`` and ``fisher``: the change of the outputs when it becomes zero,
+            to first and second order. ``zeros`` and ``activation``: how often it is not zero, and its mean size,
+            after its Relu. ``brain surgeon``: the error that stays when the layers that read it make up for it,
+            which they then do. ``random``: the control. Where the criterion cannot tell, ``l2`` does.
         scope: ``uniform`` takes the same share of each coupling; ``global`` compares units over the whole graph, by
             their importance relative to the mean of their coupling.
         least: share of its units that a coupling keeps at least.
         multiple: what the number of units that a coupling keeps is rounded up to: kernels like some widths better.
         seed: of the random criterion.
+        compensate: whether layers make up for what they no longer read, by least squares on calibration data.
+        damping: of that: what is added to the diagonal of the second moments, as a share of its mean.
     """
 
     amount: float
-    criterion: Criterion = "l2"
+    criterion: CriterionName = "l2"
     scope: Literal["uniform", "global"] = "global"
     least: float = 0.1
     multiple: int = 1
     seed: int = 0
+    compensate: bool = False
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 <= self.amount < 1:
             raise RecipeError(f"amount must be at least 0 and below 1, got {self.amount!r}; 0.3 takes out 30 %")
-        if not 0 <= self.least <= 1:
-            raise RecipeError(f"least must be between 0 and 1, got {self.least!r}")
-        if self.multiple < 1:
-            raise RecipeError(f"multiple must be at least 1, got {self.multiple!r}")
-        known = (*_OF_ROWS, "batch-norm scale", "random")
-        if self.criterion not in known or self.scope not in ("uniform", "global"):
-            raise RecipeError(f"criterion must be one of {', '.join(known)}, and scope uniform or global; got "
+        if not 0 <= self.damping < float("inf"):
+            raise RecipeError(f"damping must be at least 0 and finite, got {self.damping!r}")
+        Limits(self.least, self.multiple)
+        if self.criterion not in CRITERIA or self.scope not in ("uniform", "global"):
+            raise RecipeError(f"criterion must be one of {', '.join(CRITERIA)}, and scope uniform or global; got "
                               f"{self.criterion!r} and {self.scope!r}")  # fmt: skip
 
-    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:  # noqa: ARG002
-        """None: weights alone decide."""
-        return frozenset()
+    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
+        """What the criterion reads, and second moments where layers make up for what they lose."""
+        couplings = computed_by(model, layers)
+        moments = moment_requests(model, couplings) if self._compensates else frozenset()
+        return self._criterion.requests(model, couplings) | moments
+
+    @property
+    def _compensates(self) -> bool:
+        return self.compensate or self.criterion == "brain surgeon"
+
+    @property
+    def _criterion(self) -> Criterion:
+        return criterion_named(self.criterion, seed=self.seed, damping=self.damping)
 
     def apply(self, model: Model, context: Context) -> Model:
         """The graph without the units that matter least among those that the chosen layers compute.
@@ -74,72 +82,47 @@ class Prune:
             ModelError: a weight is not finite (the layer is named).
         """
         _check_finite(model, context.layers)
-        chosen = {layer.weight for layer in context.layers}
-        couplings = [
-            coupling
-            for coupling in find_couplings(model)
-            if {member.initializer for member in coupling.members if member.produces} <= chosen
-        ]
+        couplings = computed_by(model, context.layers)
         if not couplings:
             raise RecipeError(
                 f"none of the {len(context.layers)} layers computes channels, heads or features that can go: what a "
                 "graph gives out, and what a softmax or layer normalisation reads as a whole, stays"
             )
-        scores = [self._importance(model, coupling, number) for number, coupling in enumerate(couplings)]
-        gone = {
-            coupling.name: units.tolist()
-            for coupling, units in zip(couplings, self._least_important(scores), strict=True)
-            if len(units)
-        }
+        told = self._criterion.importances(model, couplings, context.statistics)
+        notes = [
+            Note(coupling.name, f"its units are compared by l2: {self.criterion} tells nothing of them")
+            for coupling, one in zip(couplings, told, strict=True)
+            if one is None
+        ]
+        gone = self._least_important(couplings, or_magnitude(model, couplings, told))
+        if self._compensates:
+            model = compensate(model, couplings, gone, context.statistics, self.damping)
+        smaller = remove_units(model, gone) if gone else model
         produced = {member.initializer for one in couplings for member in one.members if member.produces}
         kept = [layer for layer in context.layers if layer.weight not in produced]
-        smaller = remove_units(model, gone) if gone else model
-        reason = "keeps its channels: they are read as a whole, or shared with others"
-        notes = [Note(layer.name, reason) for layer in kept]
+        notes += [
+            Note(layer.name, "keeps its channels: they are read as a whole, or shared with others") for layer in kept
+        ]
         return smaller.edited(smaller.edit(), notes)
 
-    def _importance(self, model: Model, coupling: Coupling, number: int) -> np.ndarray:  # [units]
-        if self.criterion == "random":
-            return np.random.default_rng([self.seed, number]).random(coupling.size)
-        if self.criterion == "batch-norm scale":
-            scales = _scales(model, coupling)
-            if scales is not None:
-                return scales
-        rows = np.concatenate(
-            [
-                _rows(model.weight(member.initializer), member.axis, member.indices)
-                for member in coupling.members
-                if member.produces
-            ],
-            axis=1,
-        )
-        return _OF_ROWS[self.criterion if self.criterion in _OF_ROWS else "l2"](rows)
-
-    def _least_important(self, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The units of each coupling to take out."""
-        if self.scope == "uniform":
-            counts = [math.floor(self.amount * len(one)) for one in scores]
-        else:
-            counts = _count_globally(scores, self.amount)
-        limited = [self._limited(count, len(one)) for count, one in zip(counts, scores, strict=True)]
-        return [np.argsort(one, kind="stable")[:count] for count, one in zip(limited, scores, strict=True)]
-
-    def _limited(self, count: int, size: int) -> int:
-        """How many of ``size`` units go: some stay, and those that stay are as many as kernels like."""
-        stay = max(size - count, math.ceil(self.least * size), 1)
-        return max(0, size - math.ceil(stay / self.multiple) * self.multiple)
+    def _least_important(
+        self, couplings: Sequence[Coupling], importances: Sequence[np.ndarray]
+    ) -> dict[str, list[int]]:
+        """The units to take out, by the name of their coupling."""
+        count = count_uniformly if self.scope == "uniform" else count_globally
+        counts = count(importances, self.amount, Limits(self.least, self.multiple))
+        chosen = least_important(importances, counts)
+        return {one.name: units.tolist() for one, units in zip(couplings, chosen, strict=True) if len(units)}
 
 
-def _count_globally(scores: Sequence[np.ndarray], amount: float) -> list[int]:
-    """How many units of each coupling are among the least of all, each relative to the mean of its coupling.
-
-    Among equals those come first that stand low in their own coupling, so that ties are spread over all of them.
-    """
-    relative = np.concatenate([one / max(float(one.mean()), np.finfo(float).tiny) for one in scores])
-    standing = np.concatenate([np.argsort(np.argsort(one, kind="stable")) / len(one) for one in scores])
-    owners = np.repeat(np.arange(len(scores)), [len(one) for one in scores])
-    least = np.lexsort((standing, relative))[: math.floor(amount * len(relative))]
-    return [int(count) for count in np.bincount(owners[least], minlength=len(scores))]
+def computed_by(model: Model, layers: Sequence[Layer]) -> list[Coupling]:
+    """The couplings whose units these layers alone compute."""
+    chosen = {layer.weight for layer in layers}
+    return [
+        coupling
+        for coupling in find_couplings(model)
+        if {member.initializer for member in coupling.members if member.produces} <= chosen
+    ]
 
 
 def _check_finite(model: Model, layers: Sequence[Layer]) -> None:
@@ -148,24 +131,3 @@ def _check_finite(model: Model, layers: Sequence[Layer]) -> None:
             weight = model.weight(name)
             if weight.dtype.kind == "f" and not np.isfinite(weight).all():
                 raise ModelError(f"layer {layer.name!r}: its weights hold NaN or infinity; what matters cannot be told")
-
-
-def _rows(weight: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray:  # -> [units, weights of each]
-    """All weights of each unit, in one row."""
-    taken = np.take(weight, indices.reshape(-1), axis)
-    return np.moveaxis(taken, axis, 0).reshape(len(indices), -1)
-
-
-def _scales(model: Model, coupling: Coupling) -> np.ndarray | None:
-    """The mean size of each unit's scales in batch normalisations; None where there are none."""
-    scales = {
-        str(node.inputs[1].name)
-        for node in model.graph
-        if node.op_type == "BatchNormalization" and node.inputs[1] is not None
-    }
-    rows = [
-        np.abs(_rows(model.weight(member.initializer), 0, member.indices))
-        for member in coupling.members
-        if member.initializer in scales
-    ]
-    return np.concatenate(rows, axis=1).mean(1) if rows else None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from alula.graph.layers import Layer
 from alula.graph.model import Model
-from alula.graph.statistics import Request, Statistics
+from alula.graph.statistics import AnyRequest, Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def other_readers(graph: ir.Graph, layers: Iterable[Layer], name: str) -> str | 
 class Technique(Protocol):
     """Model in, new model out; the input is never changed."""
 
-    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:
+    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """The statistics that :meth:`apply` will read."""
         ...
 

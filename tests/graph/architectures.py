@@ -367,12 +367,169 @@ def conformer() -> Built:
     return Applied(run, **parts), torch.randn(2, 6, 8)
 
 
-ARCHITECTURES: dict[str, Callable[[], Built]] = {
+class Split(nn.Module):
+    """Features that are cut in two, one half through more convolutions, all parts together again (YOLO's C2f)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.enter, self.inner = conv(inputs, 2 * hidden, 1), conv(hidden, hidden)
+        self.leave = conv(3 * hidden, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.silu(self.enter(x)).chunk(2, 1)
+        return F.silu(self.leave(torch.cat([left, right, right + F.silu(self.inner(right))], 1)))
+
+
+def yolo() -> Built:
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        low = self.low(F.silu(self.stem(x)))
+        high = self.high(F.silu(self.down(low)))
+        pools = [high]
+        for _ in range(2):
+            pools.append(F.max_pool2d(pools[-1], 3, 1, 1))
+        high = F.silu(self.pooled(torch.cat(pools, 1)))
+        low = self.merge(torch.cat([F.interpolate(high, scale_factor=2, mode="nearest"), low], 1))
+        return torch.cat([self.near(low).flatten(2), self.far(high).flatten(2)], 2)
+
+    parts = {
+        "stem": conv(3, 6, 3, 2), "low": Split(6, 4, 8), "down": conv(8, 10, 3, 2), "high": Split(10, 4, 10),
+        "pooled": conv(30, 8, 1), "merge": Split(16, 4, 6), "near": nn.Conv2d(6, 4, 1), "far": nn.Conv2d(8, 4, 1),
+    }  # fmt: skip
+    return Applied(run, **parts), image()
+
+
+def swin() -> Built:
+    """One layer of attention in windows of 4 by 4, packed queries, keys and values, shifted; patches merged after."""
+
+    def attend(self: nn.Module, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        windows = x.view(n, h // 4, 4, w // 4, 4, c).transpose(2, 3).reshape(-1, 16, c)
+        q, k, v = self.packed(windows).reshape(-1, 16, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q * (c // 2) ** -0.5 @ k.transpose(-1, -2) + self.places
+        mixed = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(-1, 16, c)
+        return self.out(mixed).view(n, h // 4, w // 4, 4, 4, c).transpose(2, 3).reshape(n, h, w, c)
+
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        x = x + attend(self, torch.roll(self.norm(x), (-2, -2), (1, 2)))
+        x = x + self.down(F.gelu(self.up(x)))
+        corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return self.head(self.merge(torch.cat(corners, -1)).mean((1, 2)))
+
+    parts = {
+        "patch": nn.Conv2d(3, 12, 2, 2), "norm": nn.LayerNorm(12), "packed": nn.Linear(12, 36),
+        "out": nn.Linear(12, 12), "up": nn.Linear(12, 20), "down": nn.Linear(20, 12), "merge": nn.Linear(48, 10),
+        "head": nn.Linear(10, 5),
+    }  # fmt: skip
+    module = Applied(run, **parts)
+    module.places = nn.Parameter(torch.randn(2, 16, 16))
+    return module, image()
+
+
+def mpnet() -> Built:
+    """Positions as a bias of each head, by the distance of two tokens in buckets."""
+
+    def run(self: nn.Module, tokens: Tensor) -> Tensor:
+        x = self.norm(self.table(tokens))
+        n, t, width = x.shape
+        steps = torch.arange(t)
+        bias = self.distances((steps[:, None] - steps[None]).clamp(-3, 3) + 3).permute(2, 0, 1)
+        q, k, v = (part(x).view(n, t, 4, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mixed = torch.softmax(q @ k.transpose(-1, -2) / 2 + bias, -1) @ v
+        x = self.after(x + self.out(mixed.transpose(1, 2).reshape(n, t, width)))
+        return self.head(F.normalize(x.mean(1), dim=-1))
+
+    parts = {"table": nn.Embedding(30, 16), "norm": nn.LayerNorm(16), "distances": nn.Embedding(7, 4)}
+    parts |= {name: nn.Linear(16, 16) for name in ("q", "k", "v", "out")}
+    return Applied(run, **parts, after=nn.LayerNorm(16), head=nn.Linear(16, 5)), torch.randint(0, 30, (2, 6))
+
+
+def encoder() -> Built:
+    """PyTorch's own layer, with packed queries, keys and values."""
+    layer = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True)
+    stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(7, 16), stack, nn.Linear(16, 5)), torch.randn(2, 6, 7)
+
+
+def silero() -> Built:
+    """A spectrum by convolution, its size, convolutions over it, and a recurrent cell whose state goes in and out."""
+
+    def run(self: nn.Module, sound: Tensor, state: Tensor) -> Tensor:
+        spectrum = self.spectrum(sound[:, None])
+        real, imaginary = spectrum.split([5, 5], 1)
+        x = torch.relu(self.first(torch.sqrt(real * real + imaginary * imaginary + 1e-6)))
+        x = torch.relu(self.second(x)).permute(2, 0, 1)
+        hidden, _ = self.cell(x, (state[:1], state[1:]))
+        return torch.sigmoid(self.head(torch.relu(hidden).permute(1, 2, 0)).mean(2))
+
+    parts = {
+        "spectrum": nn.Conv1d(1, 10, 8, 4, bias=False), "first": nn.Conv1d(5, 8, 3, 1, 1),
+        "second": nn.Conv1d(8, 6, 3, 2, 1), "cell": nn.LSTM(6, 6), "head": nn.Conv1d(6, 1, 1),
+    }  # fmt: skip
+    return Applied(run, **parts), (torch.randn(2, 64), torch.randn(2, 2, 6))
+
+
+def upsampler() -> Built:
+    """Transposed convolutions in groups and one for each channel, then channels moved into space."""
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.ReLU(),
+        nn.ConvTranspose2d(12, 12, 2, 2, groups=12), nn.LeakyReLU(0.1), nn.Conv2d(12, 16, 3, padding=1),
+        nn.PixelShuffle(2), nn.PReLU(4), nn.Conv2d(4, 3, 3, padding=1), nn.Tanh(),
+    )  # fmt: skip
+    return body, image(8)
+
+
+def mixer() -> Built:
+    """Two matrices over tokens, two over features."""
+
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.mixed(F.gelu(self.tokens(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+    parts = {
+        "patch": nn.Conv2d(3, 8, 4, 4), "norm": nn.LayerNorm(8), "tokens": nn.Linear(16, 10),
+        "mixed": nn.Linear(10, 16), "up": nn.Linear(8, 14), "down": nn.Linear(14, 8), "head": nn.Linear(8, 5),
+    }  # fmt: skip
+    return Applied(run, **parts), image()
+
+
+def wavenet() -> Built:
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        x, total = self.enter(x), 0
+        for gate, leave in zip(self.gates, self.leaves, strict=True):
+            signal, switch = gate(x).chunk(2, 1)
+            made = leave(torch.tanh(signal) * torch.sigmoid(switch))
+            total = total + made[:, 8:]
+            x = x + made[:, :8]
+        return self.head(torch.relu(total))
+
+    gates = nn.ModuleList([nn.Conv1d(8, 12, 3, padding=2**index, dilation=2**index) for index in range(2)])
+    leaves = nn.ModuleList([nn.Conv1d(6, 13, 1) for _ in range(2)])
+    return Applied(run, enter=nn.Conv1d(1, 8, 1), gates=gates, leaves=leaves, head=nn.Conv1d(5, 2, 1)), torch.randn(
+        2, 1, 16
+    )
+
+
+def text_reader() -> Built:
+    """Convolutions over a line of text, then a recurrent layer in both directions over its columns."""
+    run = lambda self, x: self.head(self.cells(self.body(x).mean(2).permute(2, 0, 1))[0])  # noqa: E731
+    body = nn.Sequential(conv(3, 6), nn.ReLU(), nn.MaxPool2d(2), conv(6, 8), nn.ReLU())
+    return Applied(run, body=body, cells=nn.GRU(8, 5, bidirectional=True), head=nn.Linear(10, 7)), image()
+
+
+CONVOLUTIONAL: dict[str, Callable[[], Built]] = {
     "resnet": resnet, "regnet": regnet, "vgg": vgg, "lenet": lenet, "densenet": densenet, "inception": inception,
     "mobilenet v1": mobilenet_v1, "mobilenet v2": mobilenet_v2, "mobilenet v3": mobilenet_v3,
-    "efficientnet": efficientnet, "u-net": unet, "pyramid": pyramid, "transformer": transformer, "bert": bert,
-    "gpt": gpt, "vit": vit, "llama": llama, "whisper": whisper, "convnext": convnext,
-    "lstm": lambda: recurrent(nn.LSTM, both=False), "bidirectional lstm": lambda: recurrent(nn.LSTM, both=True),
-    "gru": lambda: recurrent(nn.GRU, both=False), "two-tower": two_tower, "dlrm": dlrm, "pointnet": pointnet,
-    "shufflenet": shufflenet, "conformer": conformer,
+    "efficientnet": efficientnet, "shufflenet": shufflenet, "convnext": convnext, "u-net": unet, "pyramid": pyramid,
+    "yolo": yolo, "upsampler": upsampler, "wavenet": wavenet, "pointnet": pointnet,
 }  # fmt: skip
+OTHERS: dict[str, Callable[[], Built]] = {
+    "transformer": transformer, "bert": bert, "gpt": gpt, "vit": vit, "llama": llama, "whisper": whisper, "swin": swin,
+    "mpnet": mpnet, "encoder": encoder, "mixer": mixer, "conformer": conformer,
+    "lstm": lambda: recurrent(nn.LSTM, both=False), "bidirectional lstm": lambda: recurrent(nn.LSTM, both=True),
+    "gru": lambda: recurrent(nn.GRU, both=False), "silero": silero, "text reader": text_reader,
+    "two-tower": two_tower, "dlrm": dlrm,
+}  # fmt: skip
+ARCHITECTURES = {**CONVOLUTIONAL, **OTHERS}
+TIME_FIRST = frozenset({"lstm", "bidirectional lstm", "gru", "silero"})  # the first axis of an input is no batch

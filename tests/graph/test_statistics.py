@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alula.errors import DataError, ModelError
 from alula.graph.running import Runner
-from alula.graph.statistics import Collector, Request, Statistics, _accumulators, collect
+from alula.graph.statistics import ActivityRequest, Collector, Request, Statistics, _accumulators, collect
 from alula.graph.summaries import SAMPLE_LIMIT
 from alula.testing.models import model_from_text, random_feeds
 
@@ -236,3 +236,28 @@ def test_feeds_are_checked():
         collect(model, [{}], [Request("x")])
     with pytest.raises(DataError, match="float32"):
         collect(model, [{"x": random_feeds(model)["x"].astype(np.float64)}], [Request("x")])
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("tensor", ["x", "a", "y"])
+def test_activity_is_the_mean_size_and_the_share_of_zeros_of_each_channel(tensor, axis):
+    text = "net (float[n, 3, 4] x) => (float[n, 3, 4] y) { a = Relu (x) y = Neg (a) }"
+    model = model_from_text(text)
+    batches = [random_feeds(model, batch=rows, seed=rows)["x"] for rows in (2, 5)]
+    batches[0][0, 1] = 0
+    request = ActivityRequest(tensor, axis)
+    statistics = collect(model, [{"x": batch} for batch in batches], [request, Request("a", histogram=True)])
+    whole = np.concatenate(batches)
+    whole = {"x": whole, "a": np.maximum(whole, 0), "y": -np.maximum(whole, 0)}[tensor]
+    others = tuple(other for other in range(3) if other != axis % 3)
+    seen = statistics.activity(tensor, axis)
+    np.testing.assert_allclose(seen.magnitude, np.abs(whole).mean(others), rtol=1e-5)
+    np.testing.assert_allclose(seen.zeros, (whole == 0).mean(others), rtol=1e-6)
+    with pytest.raises(ModelError, match="activity of tensor"):
+        statistics.activity(tensor, 0)
+
+
+def test_activity_refuses_what_is_not_finite():
+    model = model_from_text("net (float[n, 3] x) => (float[n, 3] y) { y = Relu (x) }")
+    with pytest.raises(DataError, match="infinite"):
+        collect(model, [{"x": np.array([[1, np.inf, 2]], np.float32)}], [ActivityRequest("y", 1)])

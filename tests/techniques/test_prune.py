@@ -11,11 +11,12 @@ from alula.graph.channels import coupling_named, find_couplings
 from alula.graph.cost import measure_cost
 from alula.graph.export import export_module
 from alula.graph.running import Runner
-from alula.recipe import Recipe, Step, apply_recipe
+from alula.graph.statistics import collect
+from alula.recipe import Recipe, Step, apply_recipe, requests_of
+from alula.techniques.criteria import CRITERIA
 from alula.techniques.prune import Prune
+from alula.testing.models import dense_network, random_feeds
 from tests.graph.architectures import ARCHITECTURES
-
-CRITERIA = ("l1", "l2", "batch-norm scale", "geometric median", "random")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def model():
 
 
 def pruned(model, **settings):
-    return apply_recipe(model, Recipe((Step(Prune(**settings)),)))
+    recipe = Recipe((Step(Prune(**settings)),))
+    return apply_recipe(model, recipe, collect(model, [random_feeds(model, batch=8)], requests_of(recipe, model)))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -87,7 +89,7 @@ def test_layers_that_keep_their_channels_are_named(model):
 
 
 def test_only_chosen_layers_lose(model):
-    name = find_couplings(model)[-1].name
+    name = next(one.name for one in find_couplings(model) if sum(member.produces for member in one.members) == 1)
     smaller = apply_recipe(model, Recipe((Step(Prune(0.5, scope="uniform"), (name,)),)))
     sizes = {one.name: one.size for one in find_couplings(smaller)}
     for one in find_couplings(model):
@@ -102,6 +104,8 @@ def test_only_chosen_layers_lose(model):
         ({"amount": 0.5, "least": 2}, "between 0 and 1"),
         ({"amount": 0.5, "multiple": 0}, "at least 1"),
         ({"amount": 0.5, "criterion": "luck"}, "must be one of"),
+        ({"amount": 0.5, "scope": "here"}, "uniform or global"),
+        ({"amount": 0.5, "damping": -1}, "damping must be at least 0"),
     ],
 )
 def test_nonsense_is_refused(settings, message):
@@ -112,3 +116,54 @@ def test_nonsense_is_refused(settings, message):
 def test_a_graph_without_units_that_can_go_is_refused(model):
     with pytest.raises(RecipeError, match="none of the 1 layers computes"):
         apply_recipe(model, Recipe((Step(Prune(0.5), ("head",)),)))
+
+
+def test_where_a_criterion_cannot_tell_a_note_says_so():
+    notes = pruned(dense_network(), amount=0.5, criterion="batch-norm scale").notes
+    assert any("compared by l2: batch-norm scale tells nothing" in str(note) for note in notes)
+
+
+def test_criteria_of_weights_need_no_data(model):
+    layers = model.layers()
+    for criterion in ("l1", "l2", "batch-norm scale", "geometric median", "random"):
+        assert Prune(0.5, criterion=criterion).requests(model, layers) == frozenset()
+    assert Prune(0.5, compensate=True).requests(model, layers)
+
+
+@pytest.mark.parametrize("criterion", ["l2", "random", "zeros"])
+def test_layers_that_make_up_for_what_went_err_less(criterion):
+    network = dense_network()
+    feeds = random_feeds(network, batch=8)
+    expected = Runner(network)(feeds)["scores"]
+    plain, better = (
+        Runner(pruned(network, amount=0.25, criterion=criterion, compensate=way, damping=0.0))(feeds)["scores"]
+        for way in (False, True)
+    )
+    assert np.linalg.norm(better - expected) < 0.5 * np.linalg.norm(plain - expected)
+
+
+def test_the_brain_surgeon_makes_up_for_what_it_takes_without_being_asked():
+    network = dense_network()
+    first, second = (pruned(network, amount=0.5, criterion="brain surgeon", compensate=way) for way in (False, True))
+    assert first.to_bytes() == second.to_bytes()
+
+
+def test_the_brain_surgeon_errs_less_than_any_other_choice_of_units():
+    network = dense_network()
+    feeds = random_feeds(network, batch=64)
+    recipes = {one: Recipe((Step(Prune(0.5, one, compensate=True, damping=1e-6)),)) for one in CRITERIA}
+    expected = Runner(network)(feeds)["scores"]
+    errors = {}
+    for criterion, recipe in recipes.items():
+        smaller = apply_recipe(network, recipe, collect(network, [feeds], requests_of(recipe, network)))
+        errors[criterion] = float(np.linalg.norm(Runner(smaller)(feeds)["scores"] - expected))
+    assert min(errors, key=errors.__getitem__) == "brain surgeon", errors
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [Prune(0.5), Prune(0.25, "brain surgeon", "uniform", damping=0.1), Prune(0.5, "taylor", compensate=True)],
+)
+def test_settings_survive_json(technique):
+    recipe = Recipe((Step(technique),))
+    assert Recipe.from_json(recipe.to_json()) == recipe

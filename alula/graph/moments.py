@@ -1,0 +1,140 @@
+"""Second moments of what a layer reads, streamed: one matrix per layer, whatever the data.
+
+| symbol | code | shape | meaning |
+|---|---|---|---|
+| x | rows | [groups, rows, k] | what each output position reads: windows of a convolution, padding included |
+| M | matrix | [groups, k, k] | mean over rows of x x^T, summed in float64 |
+
+Layers that read the same rows (query, key and value of an attention) share one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from alula.errors import DataError
+from alula.graph.matrices import matrix_shape
+
+if TYPE_CHECKING:
+    from alula.graph.layers import Layer
+
+CHUNK_VALUES: Final = 2**23  # of rows that are unfolded at a time, 64 MiB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondMoments:
+    """``matrix`` [groups, k, k]: the mean over ``rows`` of x x^T, with x what the layer's matrix multiplies."""
+
+    matrix: np.ndarray
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which tensor a layer reads, and how its rows are found in it; equal readings see equal rows.
+
+    Attributes:
+        tensor: the tensor's name.
+        groups: groups of channels that are read apart.
+        columns: k, the length of a row.
+        summed: the axis that is summed over, of a product; None of a convolution.
+        window: the kernel's shape and attributes, of a convolution.
+    """
+
+    tensor: str
+    groups: int
+    columns: int
+    summed: int | None = None
+    window: tuple[tuple[str, Any], ...] = ()
+
+    def rows(self, array: np.ndarray) -> Iterator[np.ndarray]:  # -> [groups, rows, k], piece by piece
+        """The rows of one run, in float64, in pieces of bounded size."""
+        if self.summed is None:
+            yield from self._windows(array)
+            return
+        axis = self.summed if array.ndim > 1 else -1
+        flat = np.moveaxis(array, axis, -1).reshape(-1, self.columns)
+        step = max(1, CHUNK_VALUES // max(self.columns, 1))
+        for start in range(0, len(flat), step):
+            yield flat[None, start : start + step].astype(np.float64)
+
+    def _windows(self, array: np.ndarray) -> Iterator[np.ndarray]:  # [N, C, *space] -> [groups, rows, k]
+        from alula.graph.ops.windows import Window
+
+        window = Window.over(array.shape[2:], **{key: _listed(value) for key, value in self.window})
+        positions = window.positions(array.shape[2:])
+        step = max(1, CHUNK_VALUES // max(int(np.prod(positions)) * self.columns * self.groups, 1))
+        for start in range(0, len(array) if min(positions, default=1) > 0 else 0, step):
+            yield self._unfold(array[start : start + step], window)
+
+    def _unfold(self, array: np.ndarray, window: Any) -> np.ndarray:  # [N, C, *space] -> [groups, rows, k]
+        axes = len(window.kernel_shape)
+        pads = [(0, 0), (0, 0), *zip(window.pads[:axes], window.pads[axes:], strict=True)]
+        padded = np.pad(array, pads)
+        grouped = padded.reshape(len(array), self.groups, -1, *padded.shape[2:])  # [N, g, C / g, *space]
+        reaches = np.lib.stride_tricks.sliding_window_view(grouped, window.reach, axis=tuple(range(3, 3 + axes)))
+        strided = (slice(None, None, stride) for stride in window.strides)
+        spread = (slice(None, None, dilation) for dilation in window.dilations)
+        windows = reaches[(slice(None), slice(None), slice(None), *strided, *spread)]  # [N, g, C / g, *out, *kernel]
+        order = (1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
+        return windows.transpose(order).reshape(self.groups, -1, self.columns).astype(np.float64)
+
+
+def reading_of(layer: Layer, node: ir.Node) -> Reading:
+    """How a layer reads its rows.
+
+    Raises:
+        ModelError: the layer does not multiply what it reads by a matrix (it is named).
+    """
+    groups, _, columns = matrix_shape(layer)
+    if layer.operator != "Conv":
+        from_left = layer.operator == "MatMul" and layer.output_axis == 0  # W x instead of x W
+        return Reading(layer.input, groups, columns, summed=-2 if from_left else -1)
+    told: dict[str, Any] = {
+        "kernel_shape": layer.shape[2:],
+        "auto_pad": node.attributes.get_string("auto_pad", "NOTSET"),
+    }
+    for name in ("strides", "dilations", "pads"):
+        lengths = node.attributes.get_ints(name)
+        if lengths is not None:
+            told[name] = tuple(lengths)
+    return Reading(layer.input, groups, columns, window=tuple(sorted(told.items())))
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+class MomentSum:
+    """The running sum of x x^T over the rows of one reading."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._sum = np.zeros((reading.groups, reading.columns, reading.columns))
+        self._rows = 0
+
+    def add(self, array: np.ndarray) -> None:
+        """Add what one run showed of the tensor, which is finite."""
+        if array.size == 0:
+            return
+        for rows in self._reading.rows(array):
+            for index, group in enumerate(rows):
+                self._sum[index] += group.T @ group
+            self._rows += rows.shape[1]
+
+    def freeze(self) -> SecondMoments:
+        """The mean.
+
+        Raises:
+            DataError: there was no row.
+        """
+        if self._rows == 0:
+            raise DataError(
+                f"calibration never produced a value of tensor {self._reading.tensor!r}; give more examples"
+            )
+        return SecondMoments(self._sum / self._rows, self._rows)

@@ -1,0 +1,136 @@
+"""Where the units of a coupling stand: in weights that compute them, in columns that read them, in tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from alula.graph.channels import Axes, Coupling, Member, trace_axes
+from alula.graph.layers import Layer
+from alula.graph.matrices import no_matrix
+from alula.graph.model import Model
+
+_NEVER_NEGATIVE = frozenset({"Relu", "Clip"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """A layer that reads units: ``columns`` [units, k] of its matrix (:mod:`alula.graph.matrices`) are theirs."""
+
+    layer: Layer
+    columns: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """A tensor that shows units: ``indices`` [units, k] along its ``axis``, of ``length`` places, are theirs."""
+
+    tensor: str
+    axis: int
+    length: int
+    indices: np.ndarray
+
+
+def rows_of(weight: np.ndarray, member: Member) -> np.ndarray:  # -> [units, values of each]
+    """All values that each unit has in an initializer, in one row."""
+    taken = np.take(weight, member.indices.reshape(-1), member.axis)
+    return np.moveaxis(taken, member.axis, 0).reshape(len(member.indices), -1)
+
+
+def computing_rows(coupling: Coupling, array: Callable[[str], np.ndarray]) -> np.ndarray:  # -> [units, k]
+    """All weights that compute each unit, in one row.
+
+    Args:
+        coupling: the units.
+        array: the values of an initializer, or the gradients by them, by its name.
+    """
+    return np.concatenate(
+        [rows_of(array(member.initializer), member) for member in coupling.members if member.produces], axis=1
+    )
+
+
+def readers_of(model: Model, coupling: Coupling) -> tuple[Reader, ...]:
+    """The layers that multiply these units by a matrix of their own; see :func:`other_readers_of` for the rest."""
+    return tuple(
+        Reader(layers[0], _columns(layers[0], member))
+        for member, layers in _reading(model, coupling)
+        if _obstacle(layers) is None
+    )
+
+
+def other_readers_of(model: Model, coupling: Coupling) -> dict[str, str]:
+    """Layers that read these units otherwise, by name, and how."""
+    return {
+        layer.name: reason
+        for _, layers in _reading(model, coupling)
+        if (reason := _obstacle(layers)) is not None
+        for layer in layers
+    }
+
+
+def _reading(model: Model, coupling: Coupling) -> Iterator[tuple[Member, list[Layer]]]:
+    """Where units are read, and the layers that read them there: several, if they share a weight."""
+    for member in coupling.members:
+        layers = [layer for layer in model.layers() if member.initializer in layer.weights]
+        if layers and member.axis in layers[0].input_axes:
+            yield member, layers
+
+
+def _obstacle(layers: Sequence[Layer]) -> str | None:
+    if len(layers) > 1:
+        return f"its weight is shared by {', '.join(layer.name for layer in layers[:3])}"
+    return no_matrix(layers[0])
+
+
+def _columns(layer: Layer, member: Member) -> np.ndarray:  # -> [units, k]
+    """Columns of the layer's matrix: those of a channel are one for each place of the kernel."""
+    kernel = math.prod(layer.shape[axis] for axis in layer.input_axes if axis != member.axis)
+    columns = member.indices[:, :, None] * kernel + np.arange(kernel)
+    return columns.reshape(len(member.indices), -1)
+
+
+def sightings_of(model: Model, couplings: Sequence[Coupling]) -> list[tuple[Sighting, ...]]:
+    """Of each coupling, the tensors that show its units.
+
+    They are those behind a Relu or Clip; where none of them does, the outputs of the layers that compute the units;
+    none where neither do.
+    """
+    grains = {grain: trace_axes(model, grain) for grain in {coupling.grain for coupling in couplings}}
+    found = []
+    for coupling in couplings:
+        seen = list(_seen(model, grains[coupling.grain], coupling))
+        chosen = [sighting for node, sighting in seen if node.op_type in _NEVER_NEGATIVE]
+        weights = {member.initializer for member in coupling.members if member.produces}
+        chosen = chosen or [
+            sighting for node, sighting in seen if weights & {value.name for value in node.inputs if value}
+        ]
+        found.append(tuple(chosen))
+    return found
+
+
+def _seen(model: Model, axes: Axes, coupling: Coupling) -> Iterator[tuple[ir.Node, Sighting]]:
+    """All tensors with the units along an axis, and the nodes that compute them."""
+    member = coupling.members[0]
+    ids = axes.by_value[model.graph.initializers[member.initializer]][member.axis]
+    assert ids is not None
+    units = axes.classes.roots(ids[member.indices[:, 0]])  # [units]
+    for node in model.graph:
+        for value in node.outputs:
+            for axis, along in enumerate(axes.by_value.get(value, [])):
+                indices = None if along is None else _places(axes.classes.roots(along), units)
+                if along is not None and indices is not None:
+                    yield node, Sighting(str(value.name), axis, len(along), indices)
+
+
+def _places(roots: np.ndarray, units: np.ndarray) -> np.ndarray | None:  # [length], [units] -> [units, k]
+    """Where each unit stands along an axis; None where one stands nowhere, or they stand differently often."""
+    order = np.argsort(roots, kind="stable")
+    first = np.searchsorted(roots[order], units, "left")
+    counts = np.searchsorted(roots[order], units, "right") - first
+    if len(counts) == 0 or counts[0] == 0 or (counts != counts[0]).any():
+        return None
+    return np.asarray(order[first[:, None] + np.arange(counts[0])])

@@ -1,0 +1,102 @@
+"""Which tensors are zero when the weights of a unit are: then a term of a sum may be taken out as well as be zero."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from alula.graph.channels import Axes
+
+_FACTORS: Final = frozenset({"And", "Einsum", "MatMul", "Mul"})  # zero where one operand is
+_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})  # zero where an operand is, and the bias
+_TERMS: Final = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"})  # zero where all are
+_NEEDS: Final = {"BatchNormalization": (1, 2), "Where": (1, 2)}  # zero where these inputs are
+_KEEPS_ZERO: Final = frozenset(
+    [
+        "Abs",
+        "AveragePool",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "DepthToSpace",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Gelu",
+        "GlobalAveragePool",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Mish",
+        "Neg",
+        "PRelu",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Round",
+        "Selu",
+        "Sign",
+        "Sin",
+        "Slice",
+        "Softsign",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Swish",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)  # fmt: skip  (zero where the first input is)
+
+
+def vanishes(axes: Axes, value: ir.Value, units: frozenset[int]) -> bool:
+    """Whether a tensor is zero at the places of these units once all weights there are.
+
+    Args:
+        axes: the classes of the graph, all merged.
+        value: the tensor.
+        units: classes of indices.
+    """
+    if not units or not units <= _carried(axes, value):
+        return False
+    node = value.producer()
+    return value.const_value is not None if node is None else _vanishes_behind(axes, node, units)
+
+
+def _vanishes_behind(axes: Axes, node: ir.Node, units: frozenset[int]) -> bool:
+    given = [one for one in node.inputs if one is not None]
+    kind = node.op_type
+    if kind in _TERMS:
+        return all(_vanishes_in_part(axes, one, units, node) for one in given)
+    zero = (vanishes(axes, one, units) for one in given)  # asked for one by one
+    if kind in _FACTORS:
+        return any(zero)
+    if kind in _WEIGHTED:
+        return (next(zero) | next(zero)) and all(zero)
+    if kind in _NEEDS:
+        return all(vanishes(axes, given[index], units) for index in _NEEDS[kind])
+    return kind in _KEEPS_ZERO and next(zero)
+
+
+def _vanishes_in_part(axes: Axes, value: ir.Value, units: frozenset[int], node: ir.Node) -> bool:
+    """A part of a concatenation need only hold some of the units."""
+    own = units & _carried(axes, value) if node.op_type == "Concat" else units
+    return (node.op_type == "Concat" and not own) or vanishes(axes, value, own)
+
+
+def _carried(axes: Axes, value: ir.Value) -> frozenset[int]:
+    """The classes along the axes of a tensor."""
+    every = [axes.classes.roots(ids).tolist() for ids in axes.of(value) if ids is not None]
+    return frozenset(number for numbers in every for number in numbers)

@@ -1,0 +1,98 @@
+"""How far to go in each of several places so that enough is saved and the least harm is done.
+
+| symbol | code | shape | unit | meaning |
+|---|---|---|---|---|
+| h_pr | harms | [r] | harm | harm of going to rung r of place p, from none |
+| v_pr | savings | [r] | cost | what rung r of place p saves |
+| B | budget | | cost | what must be saved |
+| x_p | result | [places] | rung | rung of each place; -1: none |
+
+Minimise the sum of h over places so that the sum of v is at least B, one rung for each place: the multiple-choice
+knapsack problem. Rungs off the lower convex hull of a place's points (v, h) are never the best buy; taking the steps of
+all hulls by harm per saving is the best for every B that it meets exactly (Sinha & Zoltners 1979, "The multiple-choice
+knapsack problem", sections 2 and 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.errors import RecipeError
+
+Floats = NDArray[np.float64]
+
+NOISE = 0.02  # of a saving: what timing cannot tell apart
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladder:
+    """The rungs of one place: what each does harm and saves, [r] each."""
+
+    harms: Floats
+    savings: Floats
+
+
+def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
+    """The rung of each place, -1 where nothing is done, so that at least the budget is saved.
+
+    >>> steep, flat = Ladder(np.array([4.0, 9.0]), np.array([1.0, 2.0])), Ladder(np.array([1.0]), np.array([1.0]))
+    >>> climb([steep, flat], 1.0), climb([steep, flat], 2.0)
+    ([-1, 0], [0, 0])
+
+    Raises:
+        RecipeError: all rungs together save less than the budget.
+    """
+    steps = sorted(
+        (slope, place, rung, saving)
+        for place, ladder in enumerate(ladders)
+        for slope, rung, saving in _hull_steps(ladder)
+    )
+    rungs, saved = [-1] * len(ladders), 0.0
+    for _, place, rung, saving in steps:
+        if saved >= budget:
+            break
+        rungs[place] = rung
+        saved += saving
+    if saved < budget:
+        raise RecipeError(f"at most {saved:.4g} can be saved within the limits, not {budget:.4g}")
+    return rungs
+
+
+def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]
+    """A ladder on which each step does at least as much harm per saving as the one before.
+
+    Harm that is measured without training afterwards levels off: once a place is spoilt, more of it seems free.
+    Training heals what is small, so the first units of a place must not be charged for the last. A rung that saves no more than
+    those before it, or by less than noise tells apart, is never worth its harm, and saves what they do.
+
+    >>> ladder = convex_ladder(np.array([4.0, 5.0, 5.5]), np.array([1.0, 2.0, 2.0]))
+    >>> ladder.harms.tolist(), ladder.savings.tolist()
+    ([4.0, 8.0, 8.0], [1.0, 2.0, 2.0])
+    """
+    made = Ladder(np.zeros(len(harms)), np.zeros(len(harms)))
+    seen = harm = saved = slope = 0.0
+    for rung, (value, saving) in enumerate(zip(harms, savings, strict=True)):
+        if saving > saved * (1 + NOISE) and saving > 0:
+            slope = max(slope, (float(value) - seen) / (float(saving) - saved))
+            harm, seen, saved = harm + slope * (float(saving) - saved), max(seen, float(value)), float(saving)
+        made.harms[rung], made.savings[rung] = harm, saved
+    return made
+
+
+def _hull_steps(ladder: Ladder) -> list[tuple[float, int, float]]:
+    """Steps along the lower convex hull from (0, 0): harm per saving, the rung reached, what the step saves."""
+    steps: list[tuple[float, int, float]] = []
+    at, harm, saved = -1, 0.0, 0.0
+    while True:
+        ahead = [rung for rung in range(at + 1, len(ladder.savings)) if ladder.savings[rung] > saved]
+        if not ahead:
+            return steps
+        slopes = [(float(ladder.harms[rung]) - harm) / (float(ladder.savings[rung]) - saved) for rung in ahead]
+        best = max(index for index, slope in enumerate(slopes) if slope <= min(slopes))
+        at = ahead[best]
+        steps.append((slopes[best], at, float(ladder.savings[at]) - saved))
+        harm, saved = float(ladder.harms[at]), float(ladder.savings[at])

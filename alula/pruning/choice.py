@@ -1,0 +1,52 @@
+"""How the units that go are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from alula.errors import RecipeError
+from alula.numerics.allocation import Limits
+from alula.techniques.criteria import CRITERIA, CriterionName
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """How units are chosen.
+
+    Attributes:
+        criterion: how much a unit matters (:class:`alula.Prune` tells each); by default ``taylor``, which reads
+            gradients on the training data.
+        scope: how couplings compare. ``global``: by importance relative to the mean of each. ``absolute``: by
+            importance itself, for criteria that estimate a loss. ``sensitivity``: by how far the outputs move, measured
+            for each coupling at each width. ``uniform``: each loses the same share.
+        blocks: whole blocks may go too (:func:`alula.graph.blocks.find_blocks`); only with ``sensitivity``, which alone
+            tells how a block compares with units.
+        include: patterns of the layers whose units may go.
+        exclude: patterns of the layers whose units stay.
+        least: share of its units that a coupling keeps at least.
+        multiple: what the number of units that a coupling keeps is a multiple of.
+        rounds: in how many rounds of pruning and training the goal is met.
+        seed: of the random criterion, and of the rows that the criterion sees.
+    """
+
+    criterion: CriterionName = "taylor"
+    scope: Literal["global", "absolute", "sensitivity", "uniform"] = "global"
+    blocks: bool = False
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    least: float = 0.1
+    multiple: int = 1
+    rounds: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Limits(self.least, self.multiple)
+        scopes = ("global", "absolute", "sensitivity", "uniform")
+        if self.criterion not in CRITERIA or self.scope not in scopes:
+            raise RecipeError(f"criterion must be one of {', '.join(CRITERIA)}, and scope one of {', '.join(scopes)}; "
+                              f"got {self.criterion!r} and {self.scope!r}")  # fmt: skip
+        if self.blocks and self.scope != "sensitivity":
+            raise RecipeError(f"blocks compare with units by sensitivity alone, got scope {self.scope!r}")
+        if self.rounds < 1:
+            raise RecipeError(f"rounds must be at least 1, got {self.rounds!r}")

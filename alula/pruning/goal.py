@@ -1,0 +1,102 @@
+"""What pruning is to save: parameters or multiply-accumulates, counted; or latency, measured on a target."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from alula.errors import RecipeError
+from alula.graph.cost import measure_cost
+from alula.graph.model import Model
+from alula.measurement import Measurement
+from alula.measurement.latency import compare_latency, take_turns
+from alula.targets import OnnxRuntime, Target
+
+Kind = Literal["macs", "parameters", "latency"]
+SECONDS: Final = 0.6  # of timing, for each artifact
+_KINDS: Final[tuple[Kind, ...]] = ("macs", "parameters", "latency")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """How many times fewer, or faster; one of the three is given.
+
+    Attributes:
+        macs: multiply-accumulates of one example.
+        parameters: weights.
+        latency: milliseconds of one example, measured on the target.
+        target: where latency is measured; ONNX Runtime on one thread if nothing else is said.
+    """
+
+    macs: float | None = None
+    parameters: float | None = None
+    latency: float | None = None
+    target: Target = field(default_factory=lambda: OnnxRuntime(threads=1))
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise RecipeError(f"a goal is one of macs, parameters and latency, got {' and '.join(given) or 'none'}")
+        if not 1 <= self.times < float("inf"):
+            raise RecipeError(f"{given[0]} must be at least 1 times fewer, got {self.times!r}; 2.0 is half")
+
+    @property
+    def kind(self) -> Kind:
+        """What is saved."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def times(self) -> float:
+        """How many times less."""
+        return float(getattr(self, self.kind))
+
+
+Cost = Callable[[Model], float]
+"""What a graph costs, in parts of what the original does."""
+
+
+def relative_cost(original: Model, goal: Goal, feeds: Mapping[str, np.ndarray]) -> Cost:
+    """The cost of a graph as a share of the original's.
+
+    Args:
+        original: what is compared with.
+        goal: which cost.
+        feeds: one example.
+    """
+    if goal.kind == "latency":
+        return Stopwatch(original, goal.target, feeds)
+    return lambda model: counted(model, goal.kind, feeds) / counted(original, goal.kind, feeds)
+
+
+def counted(model: Model, kind: Kind, feeds: Mapping[str, np.ndarray]) -> float:
+    """Parameters of a graph, or multiply-accumulates of one run."""
+    cost = measure_cost(model, {name: array.shape for name, array in feeds.items()})
+    return float(cost.parameters if kind == "parameters" else cost.total_macs)
+
+
+class Stopwatch:
+    """Times graphs on a target, each in turns with the original."""
+
+    def __init__(self, original: Model, target: Target, feeds: Mapping[str, np.ndarray]) -> None:
+        self._target, self._feeds = target, dict(feeds)
+        self._original = self._run_of(original)
+
+    def __call__(self, model: Model) -> float:
+        """Latency as a share of the original's."""
+        return 1 / self.compare(model).value
+
+    def compare(self, model: Model, seconds: float = SECONDS) -> Measurement:
+        """How many times faster than the original, with its interval."""
+        runs = {"original": self._original, "pruned": self._run_of(model)}
+        turns = take_turns(runs, seconds=seconds)
+        return compare_latency(turns["original"], turns["pruned"])
+
+    def _run_of(self, model: Model) -> Callable[[], object]:
+        with tempfile.TemporaryDirectory() as folder:
+            opened = self._target.open(self._target.build(model, Path(folder)))
+        return lambda: opened(self._feeds)

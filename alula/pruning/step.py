@@ -1,0 +1,196 @@
+"""One round of pruning: how much each unit matters, and as many of them gone as the goal asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from alula.errors import DataError, RecipeError
+from alula.graph.blocks import without_blocks
+from alula.graph.gradients import unit_sensitivities
+from alula.graph.layers import select
+from alula.graph.model import Model
+from alula.graph.removal import remove_units
+from alula.graph.statistics import Statistics, collect
+from alula.numerics.allocation import Limits, count_uniformly, least_important
+from alula.numerics.ladders import climb, convex_ladder
+from alula.pruning.choice import Pruning
+from alula.pruning.goal import Cost, Goal, relative_cost
+from alula.pruning.ladders import (
+    Feeds,
+    Place,
+    Rungs,
+    Whole,
+    blocks_apart,
+    measured_harms,
+    rungs_of,
+    savings_of,
+    summed_harms,
+)
+from alula.techniques.compensation import compensate, moment_requests
+from alula.techniques.criteria import criterion_named, or_magnitude
+from alula.techniques.prune import computed_by
+from alula.training.batches import batches_of
+
+CALIBRATION_BATCHES: Final = 32
+CALIBRATION_ROWS: Final = 16  # of each
+SENSITIVITY_BATCHES: Final = 4  # of those, to measure how far outputs move
+DAMPING: Final = 0.01  # of the brain surgeon's second moments
+TOLERANCE: Final = 0.01  # of the goal: how much more than it may be saved
+TRIES: Final = 12
+
+Remove: TypeAlias = Callable[[float], Model]
+"""The graph at a strength from 0, where nothing goes, to 1, where all goes that may."""
+Batches: TypeAlias = Sequence[tuple[Feeds, Tensor | None]]
+
+
+class Step:
+    """One round: importances once, then the strength that meets the goal."""
+
+    def __init__(self, original: Model, model: Model, batches: Batches, goal: Goal, pruning: Pruning) -> None:
+        self._model, self._pruning, self._goal, self._batches = model, pruning, goal, batches
+        self._limits = Limits(pruning.least, pruning.multiple)
+        self._layers = select(model.layers(), pruning.include, pruning.exclude)
+        self._couplings = computed_by(model, self._layers)
+        if not self._couplings:
+            raise RecipeError("no units of the chosen layers can go: all are read as a whole, or given out")
+        self._example = one_example(batches)
+        self._cost: Cost = relative_cost(original, goal, self._example)
+        self._statistics = Statistics()
+
+    def pruned(self, times: float) -> Model:
+        """The graph at so many times less than the original.
+
+        Raises:
+            RecipeError: the limits do not let that much go.
+        """
+        importances = self._importances()
+        remove = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
+        return meet(remove, self._cost, 1 / times, self._goal.kind)
+
+    def _importances(self) -> list[np.ndarray]:
+        name, model, couplings = self._pruning.criterion, self._model, self._couplings
+        if name in ("taylor", "fisher"):
+            seen = unit_sensitivities(model, couplings, self._batches, loss_of)
+            return [
+                seen[one.name].first_order if name == "taylor" else seen[one.name].second_order for one in couplings
+            ]
+        criterion = criterion_named(name, seed=self._pruning.seed, damping=DAMPING)
+        requests = criterion.requests(model, couplings)
+        if name == "brain surgeon":
+            requests |= moment_requests(model, couplings)
+        if requests:
+            self._statistics = collect(model, (feeds for feeds, _ in self._batches), requests)
+        return or_magnitude(model, couplings, criterion.importances(model, couplings, self._statistics))
+
+    def _uniformly(self, importances: list[np.ndarray]) -> Remove:
+        def remove(strength: float) -> Model:
+            chosen = least_important(importances, count_uniformly(importances, strength, self._limits))
+            pairs = zip(self._couplings, chosen, strict=True)
+            return self._without({one.name: units.tolist() for one, units in pairs if len(units)})
+
+        return remove
+
+    def _by_harm(self, importances: list[np.ndarray]) -> Remove:
+        places: list[Place] = []
+        harms = []
+        for coupling, importance in zip(self._couplings, importances, strict=True):
+            rungs = rungs_of(coupling, importance, self._limits)
+            if rungs.counts:
+                places.append(rungs)
+                harms.append(self._harms(rungs, importance))
+        if self._pruning.blocks:
+            blocks = blocks_apart(self._model, {layer.name for layer in self._layers})
+            places += blocks
+            harms += [self._measured(block) for block in blocks]
+        savings = savings_of(self._model, places, self._cost, self._example)
+        ladders = [convex_ladder(*pair) for pair in zip(harms, savings, strict=True)]
+        total = sum(float(ladder.savings[-1]) for ladder in ladders)
+
+        def remove(strength: float) -> Model:
+            chosen = climb(ladders, strength * total * (1 - 1e-9))
+            gone = [(place, rung) for place, rung in zip(places, chosen, strict=True) if rung >= 0]
+            units = {place.coupling.name: place.units(rung) for place, rung in gone if isinstance(place, Rungs)}
+            dropped = [place.block for place, _ in gone if isinstance(place, Whole)]
+            inside = {layer for block in dropped for layer in block.layers}
+            left = {name: numbers for name, numbers in units.items() if name.partition("#")[0] not in inside}
+            return self._without(left, [block.name for block in dropped])
+
+        return remove
+
+    def _harms(self, rungs: Rungs, importance: np.ndarray) -> np.ndarray:
+        if self._pruning.scope == "sensitivity":
+            return self._measured(rungs)
+        return summed_harms(rungs, importance, relative=self._pruning.scope == "global")
+
+    def _measured(self, place: Place) -> np.ndarray:
+        return measured_harms(self._model, place, [feeds for feeds, _ in self._batches[:SENSITIVITY_BATCHES]])
+
+    def _without(self, gone: Mapping[str, Sequence[int]], blocks: Sequence[str] = ()) -> Model:
+        model = self._model
+        if self._pruning.criterion == "brain surgeon" and gone:
+            model = compensate(model, self._couplings, gone, self._statistics, DAMPING)
+        smaller = remove_units(model, gone) if gone else model
+        return without_blocks(smaller, blocks) if blocks else smaller
+
+
+def meet(remove: Remove, cost: Cost, wanted: float, kind: str) -> Model:
+    """The graph of the least strength that costs no more than what is wanted, by halving.
+
+    Raises:
+        RecipeError: even all that may go is not enough.
+    """
+    low, high, best = 0.0, 1.0, remove(1.0)
+    least = cost(best)
+    if least > wanted * (1 + TOLERANCE):
+        raise RecipeError(
+            f"within the limits {kind} become {1 / least:.2f} times less at most, not {1 / wanted:.2f}; lower least or "
+            "multiple, include more layers, or drop whole blocks first"
+        )
+    for _ in range(TRIES):
+        middle = (low + high) / 2
+        candidate = remove(middle)
+        share = cost(candidate)
+        if share > wanted:
+            low = middle
+            continue
+        high, best = middle, candidate
+        if share > wanted * (1 - TOLERANCE):
+            break
+    return best
+
+
+def calibration_batches(model: Model, data: Any, labels: Any = None, *, seed: int = 0) -> Batches:
+    """A few batches of the training data, as feeds and labels.
+
+    Raises:
+        DataError: there are none, or they do not fit the model.
+    """
+    batches = batches_of(model, data, labels, batch_size=CALIBRATION_ROWS, seed=seed)
+    found: list[tuple[Feeds, Tensor | None]] = [
+        ({name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels)
+        for batch in islice(batches.epoch(0), CALIBRATION_BATCHES)
+    ]
+    if not found:
+        raise DataError("there are no data to prune by; give at least one batch")
+    return found
+
+
+def one_example(batches: Batches) -> dict[str, np.ndarray]:
+    """The first row of the first batch."""
+    return {name: array[:1] for name, array in batches[0][0].items()}
+
+
+def loss_of(outputs: Any, labels: Tensor | None) -> Tensor:
+    """What gradients are taken of: cross-entropy against whole labels, else a random projection of the outputs."""
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    if labels is not None and not labels.is_floating_point() and first.ndim == 2 and first.shape[1] > 1:
+        return functional.cross_entropy(first, labels)
+    generator = torch.Generator().manual_seed(first.numel())
+    return (first * torch.randn(first.shape, generator=generator)).sum()

@@ -1,0 +1,1 @@
+"""Training inside the graph: data, losses, teachers and the one trainer."""

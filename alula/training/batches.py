@@ -1,0 +1,219 @@
+"""Training data as batches: rows of arrays in an order that the seed alone decides, or the user's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alula.errors import DataError, at
+from alula.examples import hash_all
+from alula.graph.model import Model
+from alula.task_rows import as_array, check_finite, fit_inputs, fixed_batch
+from alula.training.training import Augment
+
+Inputs: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs by name, labels where there are any, and the numbers of the rows where they stay the same every epoch."""
+
+    inputs: Inputs
+    labels: Tensor | None
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+class RowBatches:
+    """Batches of rows of arrays, shuffled anew each epoch; what is left over of an epoch is dropped.
+
+    Attributes:
+        augments: whether inputs differ from epoch to epoch.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        labels: np.ndarray | None,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        self.arrays, self.labels = dict(arrays), labels
+        self.rows = len(next(iter(self.arrays.values())))
+        self.batch_size = min(batch_size, self.rows)
+        self.augments = augment is not None
+        self._seed, self._augment = seed, augment
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size
+
+    def epoch(self, number: int, *, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Args:
+            number: of the epoch.
+            start: batches to leave out at its beginning.
+            share: which of how many equal shares of each batch to give: one for each process.
+        """
+        order = np.random.default_rng([self._seed, number]).permutation(self.rows)
+        mine, shares = share
+        for index in range(start, len(self)):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            rows = rows[: len(rows) // shares * shares]  # each process the same number
+            yield self._batch(np.sort(rows[mine::shares]), (number, index, mine))
+
+    def identity(self) -> str:
+        """Fingerprint of the data and of how they are drawn."""
+        return hash_all([self.arrays, self.labels, self.batch_size, self._seed, self._augment])
+
+    def _batch(self, rows: np.ndarray, draw: tuple[int, int, int]) -> Batch:
+        inputs = {name: torch.from_numpy(array[rows]) for name, array in self.arrays.items()}
+        if self._augment is not None:
+            generator = torch.Generator()
+            generator.manual_seed(int(np.random.default_rng([self._seed, *draw]).integers(2**62)))
+            inputs = _augmented(self._augment, inputs, generator)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        return Batch(inputs, labels, None if self.augments else rows)
+
+
+class LoaderBatches:
+    """Batches of the user's own: anything that can be walked through once an epoch, such as a ``DataLoader``."""
+
+    augments = True  # nothing is known of what it does to its rows
+
+    def __init__(self, loader: Iterable[Any], names: Sequence[str], *, seed: int = 0) -> None:
+        if iter(loader) is loader:
+            raise DataError("a generator can be walked through once, training does it every epoch; give a list of "
+                            "batches, a DataLoader, or arrays")  # fmt: skip
+        self._loader, self._names, self._seed = loader, tuple(names), seed
+
+    def __len__(self) -> int:
+        try:
+            return len(self._loader)  # type: ignore[arg-type]
+        except TypeError:
+            raise DataError("the loader tells no length, which the learning rate needs; give it a __len__") from None
+
+    def identity(self) -> str:
+        """Fingerprint of what is known of the data: no more than how many batches there are."""
+        return hash_all([len(self), self._names, self._seed])
+
+    def epoch(self, number: int, *, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The batches of an epoch; those before ``start`` are drawn and left out, so that the others stay the same."""
+        torch.manual_seed(self._seed * 1_000_003 + number)
+        set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(number)
+        for index, item in enumerate(self._loader):
+            if index >= start:
+                with at(f"batch {index} of epoch {number}"):
+                    yield _shared(_batch_of(item, self._names), share)
+
+
+Batches: TypeAlias = RowBatches | LoaderBatches
+
+
+def batches_of(
+    model: Model,
+    data: Any,
+    labels: Any = None,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    augment: Augment | None = None,
+) -> Batches:
+    """Training data for a model.
+
+    Args:
+        model: what is trained; its inputs name what the data must hold.
+        data: rows of one array, or of an array for each input; or an iterable of batches (a ``DataLoader``), each a
+            mapping from input names to tensors, with ``labels`` among them if there are any, or a pair of inputs and
+            labels, or one tensor.
+        labels: one per row, where the data are arrays.
+        batch_size: rows of a step; a graph of fixed batch takes its own.
+        seed: of the order.
+        augment: changes the inputs of each batch at random.
+
+    Raises:
+        DataError: the data do not fit the model, hold NaN or infinity, or are empty.
+    """
+    if not _is_arrays(data):
+        if labels is not None or augment is not None:
+            raise DataError("labels and augmentation are the loader's own matter where data is an iterable of batches")
+        return LoaderBatches(data, [spec.name for spec in model.inputs], seed=seed)
+    with at("training data"):
+        arrays = fit_inputs(model, data)
+    rows = len(next(iter(arrays.values())))
+    array = None
+    if labels is not None:
+        array = as_array(labels, "labels")
+        if len(array) != rows:
+            raise DataError(f"there must be one label per row, got {len(array)} labels for {rows} rows")
+        check_finite(array, "labels")
+        array = array.astype(np.int64) if array.dtype.kind in "iub" else array.astype(np.float32)
+    fixed = fixed_batch(model)
+    if fixed is not None and rows < fixed:
+        raise DataError(f"the graph takes {fixed} rows in every call, the data has {rows}; give more")
+    return RowBatches(arrays, array, fixed or batch_size, seed=seed, augment=augment)
+
+
+def _is_arrays(data: Any) -> bool:
+    if isinstance(data, Mapping):
+        return True
+    return hasattr(data, "__array__") or hasattr(data, "__array_interface__")
+
+
+def _batch_of(item: Any, names: Sequence[str]) -> Batch:
+    labels = None
+    if isinstance(item, Mapping):
+        inputs = {str(name): value for name, value in item.items() if name != "labels"}
+        labels = item.get("labels")
+    elif isinstance(item, tuple | list) and len(item) == 2 and len(names) == 1:
+        inputs, labels = {names[0]: item[0]}, item[1]
+    elif isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Mapping | tuple | list):
+        first, labels = item
+        inputs = dict(first) if isinstance(first, Mapping) else dict(zip(names, first, strict=False))
+    elif len(names) == 1 and not isinstance(item, tuple | list):
+        inputs = {names[0]: item}
+    else:
+        raise DataError(f"a batch is a mapping of {list(names)} and labels, or (inputs, labels); got {_kind(item)}")
+    if set(inputs) != set(names):
+        raise DataError(f"a batch must hold the inputs {sorted(names)}, got {sorted(inputs)}")
+    made = Batch({name: torch.as_tensor(inputs[name]) for name in names},
+                 None if labels is None else torch.as_tensor(labels))  # fmt: skip
+    for name, tensor in made.inputs.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"input {name!r} holds NaN or infinity; remove or repair these rows")
+    return made
+
+
+def _shared(batch: Batch, share: tuple[int, int]) -> Batch:
+    mine, shares = share
+    if shares == 1:
+        return batch
+    kept = len(batch) // shares * shares
+    inputs = {name: tensor[mine:kept:shares] for name, tensor in batch.inputs.items()}
+    return Batch(inputs, None if batch.labels is None else batch.labels[mine:kept:shares])
+
+
+def _augmented(augment: Augment, inputs: Inputs, generator: torch.Generator) -> Inputs:
+    changed = augment(inputs, generator)
+    if not isinstance(changed, Mapping) or set(changed) != set(inputs):
+        raise DataError(f"augment must give the inputs {sorted(inputs)} back, got {_kind(changed)}")
+    return dict(changed)
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, Mapping):
+        return f"a mapping of {sorted(map(str, thing))}"
+    if isinstance(thing, tuple | list):
+        return f"{type(thing).__name__} of {len(thing)}"
+    return type(thing).__name__

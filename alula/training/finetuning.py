@@ -1,0 +1,210 @@
+"""Fine-tuning and distillation, each as one call: a graph or module in, the trained one out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from alula.errors import DataError, RecipeError
+from alula.graph.export import as_model
+from alula.graph.model import Model, Note
+from alula.graph.returning import update_module
+from alula.task_rows import as_array
+from alula.training.batches import batches_of
+from alula.training.loss import Loss
+from alula.training.losses import BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
+from alula.training.progress import showing
+from alula.training.scoring import Validation, score_by
+from alula.training.synthesis import synthesise
+from alula.training.trainer import Around, train
+from alula.training.training import Training
+
+Trainable: TypeAlias = Model | str | Path | nn.Module
+
+ROWS_WITHOUT_DATA = 1024  # that are made up where there are no data
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of training in several: its own loss and settings."""
+
+    loss: Loss
+    training: Training
+
+
+def finetune(
+    model: Trainable,
+    data: Any,
+    labels: Any = None,
+    *,
+    loss: Loss | None = None,
+    training: Training | Sequence[Stage] | None = None,
+    validation: Validation | None = None,
+    out: str | Path | None = None,
+) -> Any:
+    """Train a model further. A Model or a file comes back as a Model, a module as a copy with its weights updated.
+
+    What was pruned stays pruned: weights that are zero stay zero (:class:`Training` says otherwise).
+
+    Args:
+        model: a Model, the path of an ONNX file, or a module.
+        data: rows of one array, or of an array per input name; or an iterable of batches, such as a ``DataLoader``.
+        labels: one per row, where the data are arrays.
+        loss: what is made small; by default cross-entropy for whole labels, squared error for others.
+        training: settings; or stages, done one after another, each with its own loss.
+        validation: what the model is judged by after each epoch: ``score(model)``, a Task, or a pair of inputs and
+            labels. The best epoch is returned.
+        out: folder where the state is kept, so that the same call goes on after a kill.
+
+    Raises:
+        TrainingError: the loss is not finite any more; ``trained`` is the last good state.
+        DataError: the data do not fit the model, hold NaN or infinity, or end early.
+        ModelError: the module cannot be exported, or an operator has no gradient (named).
+    """
+    original = entered(model, data)
+    stages = _stages(training, loss or loss_for(original, data, labels))
+    trained = _train_stages(original, (data, labels), stages, (), validation=validation, out=out)
+    return update_module(model, original, trained) if isinstance(model, nn.Module) else trained
+
+
+def distill(
+    student: Trainable,
+    teacher: Trainable | Sequence[Trainable],
+    data: Any = None,
+    labels: Any = None,
+    *,
+    loss: Loss | None = None,
+    training: Training | Sequence[Stage] | None = None,
+    validation: Validation | None = None,
+    out: str | Path | None = None,
+) -> Any:
+    """Train a student to answer as a teacher does. A Model comes back, or a copy of the student's module.
+
+    Args:
+        student: a Model (such as a pruned one), the path of an ONNX file, or a module.
+        teacher: the same kinds; of several teachers the mean of what they answer is learned.
+        data: as for :func:`finetune`, labels not being needed. Without any, inputs are made up that look to the
+            teacher's batch normalisations as its training data did.
+        labels: one per row, for losses that read them.
+        loss: what is made small; by default soft labels where whole labels say that outputs are classes, else the
+            squared error against the teacher's outputs.
+        training: settings; or stages, such as hidden features first and outputs then.
+        validation: as for :func:`finetune`.
+        out: as for :func:`finetune`.
+
+    Raises:
+        RecipeError: student and teacher cannot be compared in the way of the loss.
+        TrainingError, DataError, ModelError: as for :func:`finetune`.
+    """
+    several: Sequence[Any] = teacher if isinstance(teacher, list | tuple) else [teacher]
+    if not several:
+        raise RecipeError("there is no teacher; give one at least")
+    teachers = [entered(one, data) for one in several]
+    original = entered(student, data)
+    notes = []
+    if data is None:
+        data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training))
+        notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
+    stages = _stages(training, loss or teaching_loss(original, labels))
+    trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out)
+    trained = trained.edited(trained.edit(), notes)
+    return update_module(student, original, trained) if isinstance(student, nn.Module) else trained
+
+
+def _train_stages(
+    model: Model,
+    rows: tuple[Any, Any],
+    stages: Sequence[Stage],
+    teachers: Sequence[Model],
+    *,
+    validation: Validation | None,
+    out: str | Path | None,
+) -> Model:
+    """One stage after another, each going on from what the one before it reached."""
+    score = None if validation is None else score_by(model, validation)
+    for number, stage in enumerate(stages, 1):
+        settings = stage.training
+        batches = batches_of(model, *rows, batch_size=settings.batch_size, seed=settings.seed, augment=settings.augment)
+        title = "training" if len(stages) == 1 else f"training, stage {number} of {len(stages)}"
+        folder = None if out is None else Path(out) / (f"stage-{number}" if len(stages) > 1 else "")
+        with showing(title) as report:
+            around = Around(score, folder, report)
+            model = train(model, batches, stage.loss, settings, teachers=teachers, around=around).model
+    return model
+
+
+def _stages(training: Training | Sequence[Stage] | None, loss: Loss) -> tuple[Stage, ...]:
+    if training is None or isinstance(training, Training):
+        return (Stage(loss, training or Training()),)
+    stages = tuple(training)
+    if not stages or not all(isinstance(stage, Stage) for stage in stages):
+        raise RecipeError("training must be a Training, or a sequence of Stage(loss, training)")
+    return stages
+
+
+def _seed(training: Training | Sequence[Stage] | None) -> int:
+    (first, *_) = _stages(training, SquaredError())
+    return first.training.seed
+
+
+def entered(thing: Trainable, data: Any) -> Model:
+    """Whatever stands for a model, as a Model; a module is exported with the first rows of the data."""
+    if not isinstance(thing, nn.Module):
+        return as_model(thing)
+    if isinstance(data, Mapping):
+        return as_model(thing, {name: torch.as_tensor(np.asarray(array)[:2]) for name, array in data.items()})
+    if hasattr(data, "__array__"):
+        return as_model(thing, torch.as_tensor(np.asarray(data)[:2]))
+    raise DataError("a module is exported with the first rows of the data, which must be arrays for that; or give "
+                    "export_module(module, example)")  # fmt: skip
+
+
+def loss_for(model: Model, data: Any, labels: Any) -> Loss:
+    """Cross-entropy for labels that are whole numbers, else squared error, or what a sigmoid at the end asks for."""
+    kind = _kind_of(data, labels)
+    ending = _ending(model)
+    if kind == "whole":
+        return CrossEntropy(probabilities=ending in ("Softmax", "Sigmoid"))
+    if ending == "Sigmoid":
+        return BinaryCrossEntropy(probabilities=True)
+    return SquaredError()
+
+
+def teaching_loss(model: Model, labels: Any) -> Loss:
+    """Soft labels where whole labels say that outputs are classes, else the squared error against the teacher."""
+    ending = _ending(model)
+    if labels is not None and as_array(labels, "labels").dtype.kind in "iub":
+        return SoftLabels(probabilities=ending in ("Softmax", "Sigmoid"))
+    return SquaredError(against="teacher")
+
+
+def _kind_of(data: Any, labels: Any) -> str:
+    """Whether labels are whole numbers; of an iterable of batches, those of its first batch."""
+    if labels is not None:
+        return "whole" if as_array(labels, "labels").dtype.kind in "iub" else "numbers"
+    if isinstance(data, Mapping) or hasattr(data, "__array__"):
+        raise DataError("there are no labels to train by; give labels=..., or distill from a teacher")
+    first = next(iter(data), None)
+    found = (
+        first.get("labels") if isinstance(first, Mapping) else first[-1] if isinstance(first, tuple | list) else None
+    )
+    if found is None:
+        raise DataError("the batches hold no labels to train by; give some, or distill from a teacher")
+    return "numbers" if torch.as_tensor(found).is_floating_point() else "whole"
+
+
+def _ending(model: Model) -> str:
+    """The operator that gives the first output, looking through those that only move values."""
+    node = model.graph.outputs[0].producer()
+    while node is not None and node.op_type in {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}:
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return "" if node is None else node.op_type

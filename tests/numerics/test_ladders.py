@@ -1,0 +1,80 @@
+"""Ladders: the greedy climb against all combinations."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alula.errors import RecipeError
+from alula.numerics.ladders import Ladder, climb, convex_ladder
+
+RUNGS = st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 10)), min_size=1, max_size=4)
+
+
+def ladder(rungs: list[tuple[float, float]]) -> Ladder:
+    """A ladder of rising harm and saving."""
+    harms, savings = np.array(rungs).T
+    return Ladder(np.cumsum(harms), np.cumsum(savings))
+
+
+def value(ladders: list[Ladder], rungs: tuple[int, ...]) -> tuple[float, float]:
+    """Harm and saving of a choice."""
+    chosen = [(one.harms[rung], one.savings[rung]) for one, rung in zip(ladders, rungs, strict=True) if rung >= 0]
+    return sum(harm for harm, _ in chosen), sum(saving for _, saving in chosen)
+
+
+def best(ladders: list[Ladder], budget: float) -> float:
+    """The least harm of all choices that save the budget."""
+    every = itertools.product(*(range(-1, len(one.harms)) for one in ladders))
+    return min(harm for harm, saving in (value(ladders, rungs) for rungs in every) if saving >= budget - 1e-9)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(RUNGS, min_size=1, max_size=4), st.floats(0, 1))
+def test_no_choice_that_saves_as_much_does_less_harm(places: list, share: float) -> None:
+    ladders = [ladder(rungs) for rungs in places]
+    total = sum(one.savings[-1] for one in ladders)
+    chosen = tuple(climb(ladders, share * total * 0.999))
+    harm, saving = value(ladders, chosen)
+    assert saving >= share * total * 0.999 - 1e-9
+    assert harm <= best(ladders, saving) + 1e-6  # met exactly: optimal for what it saves
+
+
+def test_a_rung_that_saves_nothing_more_is_passed_over() -> None:
+    stairs = Ladder(np.array([1.0, 2.0, 3.0]), np.array([0.0, 5.0, 5.0]))
+    assert climb([stairs], 1.0) == [1]
+
+
+@settings(deadline=None)
+@given(RUNGS)
+def test_a_convex_ladder_is_climbed_rung_by_rung(rungs: list) -> None:
+    harms, savings = ladder(rungs).harms, ladder(rungs).savings
+    made = convex_ladder(harms, savings)
+    steps = np.diff([0.0, *made.harms]), np.diff([0.0, *made.savings])
+    slopes = steps[0][steps[1] > 0] / steps[1][steps[1] > 0]
+    assert np.all(np.diff(slopes) >= -1e-6 * np.abs(slopes[1:]) - 1e-9)
+    assert np.all(made.harms >= harms * (made.savings == savings) - 1e-9)  # never rosier than what was measured
+
+
+def test_a_convex_ladder_that_was_convex_is_as_it_was() -> None:
+    harms, savings = np.array([1.0, 3.0, 6.0]), np.array([1.0, 2.0, 3.0])
+    made = convex_ladder(harms, savings)
+    np.testing.assert_allclose(made.harms, harms)
+    np.testing.assert_allclose(made.savings, savings)
+
+
+def test_nothing_to_save_does_nothing() -> None:
+    assert climb([Ladder(np.array([1.0]), np.array([1.0]))], 0.0) == [-1]
+
+
+def test_noise_that_makes_a_rung_dearer_than_none_is_never_climbed() -> None:
+    assert climb([Ladder(np.array([0.1, 1.0]), np.array([-2.0, 4.0]))], 1.0) == [1]
+
+
+def test_too_much_is_refused_with_the_figures() -> None:
+    with pytest.raises(RecipeError, match="at most 1 can be saved within the limits, not 2"):
+        climb([Ladder(np.array([1.0]), np.array([1.0]))], 2.0)
