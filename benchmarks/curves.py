@@ -72,7 +72,7 @@ def mean_of(values: Sequence[float]) -> Mean:
 def amount_for(ratio: Callable[[float], float], wanted: float) -> float:
     """An amount, a multiple of 1 / 256 below 1, at which a ratio that falls with it is close to the wanted one.
 
-    Close is within 3 % of it, or as close as there is. Costs are about the square of the widths, so that the root of the
+    Close is within 3 % of it, or as close as there is. Costs are about the square of the widths, so the root of the
     ratio is almost a line in the amount: what it tells and halving take turns, and three or four tries are enough.
 
     >>> amount_for(lambda amount: (1 - amount) ** 2, 0.25)
@@ -82,8 +82,8 @@ def amount_for(ratio: Callable[[float], float], wanted: float) -> float:
     while high - low > 1:
         roots = [math.sqrt(ratio(step / STEPS)) for step in (low, high)]
         guess = round(low + (high - low) * (roots[0] - math.sqrt(wanted)) / max(roots[0] - roots[1], 1e-9))
-        for step in (guess, (low + high) // 2):
-            step = min(max(step, low + 1), high - 1)
+        for tried in (guess, (low + high) // 2):
+            step = min(max(tried, low + 1), high - 1)
             found = ratio(step / STEPS)
             if abs(found - wanted) <= CLOSE * wanted:
                 return step / STEPS

@@ -2,10 +2,10 @@
 
     python benchmarks/epoch_time.py [--rounds 12] [--threads 2] [--networks resnet20 spoken] [--precisions float32 ...]
 
-Both train the same network from the same weights on the same rows in memory: as many rows in a step, the same optimiser,
-precision, learning rates and memory layout. They take turns, an epoch of a few batches each; the ratio is the median over
-rounds with its interval. alula's epochs are those of one run of `train`, which reports after each step: while it waits
-in its report, the other one works. Writes results/epoch_time.json and .md.
+Both train the same network from the same weights on the same rows in memory: as many rows in a step, the same
+optimiser, precision, learning rates and memory layout. They take turns, an epoch of a few batches each; the ratio is
+the median over rounds with its interval. alula's epochs are those of one run of `train`, which reports after each step:
+while it waits in its report, the other one works. Writes results/epoch_time.json and .md.
 """
 
 from __future__ import annotations
@@ -121,14 +121,14 @@ class ByHand:
         """All rows once, in a drawn order; the mean loss."""
         size, total = self._training.batch_size, 0.0
         count = len(self._labels) // size
-        for rows in torch.randperm(len(self._labels)).split(size)[:count]:
+        for rows in torch.randperm(len(self._labels))[: count * size].view(count, size):
             self._optimiser.param_groups[0]["lr"] = self._rate(count)
             images = self._inputs[rows].contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._training.precision == "bfloat16"):
                 logits = self._network(images)
             loss = functional.cross_entropy(logits.float(), self._labels[rows])
             self._optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
             total += loss.item()
             self._step += 1
@@ -141,8 +141,8 @@ class ByHand:
 class Turns:
     """Lets another one work while a run of alula waits in its report: A, A B, B A, A B, B A, ...
 
-    The first epoch of alula's is not counted, for nobody saw it begin; each later one makes a round with the epoch of the
-    other that stands beside it.
+    The first epoch of alula's is not counted, for nobody saw it begin; each later one makes a round with the epoch of
+    the other that stands beside it.
 
     Attributes:
         ours: seconds of each of alula's epochs.
@@ -171,18 +171,19 @@ class Turns:
         self._since = self._clock()
 
 
+HEAD: Final = f"""# How long an epoch takes
+
+Written by `benchmarks/epoch_time.py`: an epoch of alula's trainer, beside a loop written by hand over the same network
+in PyTorch, with the same rows in memory, optimiser, precision and memory layout; in turns. The ratio is the median over
+rounds, with its interval; at most {LIMIT} is wanted.
+
+| network | rows | by hand, s | alula, s | times as long |
+|---|---|---|---|---|"""
+
+
 def render(result: dict[str, Any]) -> str:
     """The page of results."""
-    lines = [
-        "# How long an epoch takes",
-        "",
-        "Written by `benchmarks/epoch_time.py`: an epoch of alula's trainer, beside a loop written by hand over the same",
-        "network in PyTorch, with the same rows in memory, optimiser, precision and memory layout; in turns. The ratio is",
-        f"the median over rounds, with its interval; at most {LIMIT} is wanted.",
-        "",
-        "| network | rows | by hand, s | alula, s | times as long |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [HEAD]
     for name, row in result["rows"].items():
         ratio, seconds = row["ratio"], row["seconds"]
         rows = f"{row['batches']} x {row['batch_size']}"

@@ -47,12 +47,12 @@ def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
         RecipeError: all rungs together save less than the budget.
     """
     steps = sorted(
-        (slope, place, rung, saving)
+        (slope, (rung + 1) / len(ladder.harms), place, rung, saving)  # of equals those that stand low in their ladder
         for place, ladder in enumerate(ladders)
         for slope, rung, saving in _hull_steps(ladder)
     )
     rungs, saved = [-1] * len(ladders), 0.0
-    for _, place, rung, saving in steps:
+    for _, _, place, rung, saving in steps:
         if saved >= budget:
             break
         rungs[place] = rung
@@ -92,7 +92,7 @@ def _hull_steps(ladder: Ladder) -> list[tuple[float, int, float]]:
         if not ahead:
             return steps
         slopes = [(float(ladder.harms[rung]) - harm) / (float(ladder.savings[rung]) - saved) for rung in ahead]
-        best = max(index for index, slope in enumerate(slopes) if slope <= min(slopes))
+        best = next(index for index, slope in enumerate(slopes) if slope <= min(slopes) + 1e-9 * abs(min(slopes)))
         at = ahead[best]
         steps.append((slopes[best], at, float(ladder.savings[at]) - saved))
         harm, saved = float(ladder.harms[at]), float(ladder.savings[at])

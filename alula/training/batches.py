@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+
+class Batches(Protocol):
+    """What gives the batches of an epoch, the same ones whenever it is asked."""
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> str:
+        """Fingerprint of the data and of how they are drawn."""
+        ...
+
+    def epoch(self, number: int, *, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The batches of an epoch from number ``start`` on; of each, one of so many equal shares."""
+        ...
 
 
 class RowBatches:
@@ -116,9 +130,6 @@ class LoaderBatches:
             if index >= start:
                 with at(f"batch {index} of epoch {number}"):
                     yield _shared(_batch_of(item, self._names), share)
-
-
-Batches: TypeAlias = RowBatches | LoaderBatches
 
 
 def batches_of(

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from alula.errors import DataError, RecipeError
+from alula.graph.cutting import graft
 from alula.graph.export import as_model
 from alula.graph.model import Model, Note
 from alula.graph.returning import update_module
 from alula.task_rows import as_array
-from alula.training.batches import batches_of
+from alula.training.batches import Batches, batches_of
+from alula.training.blockwise import TeacherFed, block_of, check_same
 from alula.training.loss import Loss
 from alula.training.losses import BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
 from alula.training.progress import showing
@@ -34,10 +36,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of training in several: its own loss and settings."""
+    """One stage of training in several: its own loss and settings.
+
+    Attributes:
+        loss: what is made small.
+        training: settings.
+        between: names of two tensors that student and teacher both have: what lies between them is trained by itself,
+            fed what the teacher computes; the loss compares what comes out. None: the whole graph is trained.
+    """
 
     loss: Loss
     training: Training
+    between: tuple[str, str] | None = None
 
 
 def finetune(
@@ -136,9 +146,24 @@ def _train_stages(
         title = "training" if len(stages) == 1 else f"training, stage {number} of {len(stages)}"
         folder = None if out is None else Path(out) / (f"stage-{number}" if len(stages) > 1 else "")
         with showing(title) as report:
+            if stage.between is not None:
+                model = _train_block(model, batches, stage, teachers, Around(None, folder, report))
+                continue
             around = Around(score, folder, report)
             model = train(model, batches, stage.loss, settings, teachers=teachers, around=around).model
     return model
+
+
+def _train_block(model: Model, batches: Batches, stage: Stage, teachers: Sequence[Model], around: Around) -> Model:
+    """The graph with one of its blocks trained to do what the teacher's does."""
+    if len(teachers) != 1 or stage.between is None:
+        raise RecipeError(f"a block is trained by one teacher, got {len(teachers)}")
+    ours, theirs = block_of(model, stage.between), block_of(teachers[0], stage.between)
+    fed = TeacherFed(batches, teachers[0], stage.between[0])
+    check_same(ours, theirs, fed)
+    trained = train(ours, fed, stage.loss, stage.training, teachers=[theirs], around=around).model
+    grafted = graft(model, trained)
+    return grafted.edited(grafted.edit(), [Note(f"{' to '.join(stage.between)}", trained.notes[-1].text)])
 
 
 def _stages(training: Training | Sequence[Stage] | None, loss: Loss) -> tuple[Stage, ...]:

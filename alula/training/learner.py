@@ -21,7 +21,7 @@ from alula.training.batches import Batch
 from alula.training.checkpoint import optimiser_state, restore_optimiser
 from alula.training.loss import Loss
 from alula.training.modules import computes_in_bfloat16, feeds_of, find_nonfinite, inside, lifted, named_outputs
-from alula.training.training import Training
+from alula.training.training import Training, learning_rate_at
 
 MOMENTUM: Final = 0.9
 Parameters = Sequence[tuple[str, nn.Parameter]]
@@ -81,14 +81,14 @@ class Learner:
         broadcast = require("accelerate.utils", "compress").broadcast_object_list
         return broadcast([value])[0] if self.share[1] > 1 else value
 
-    def learn(self, batch: Batch, told: Mapping[str, Tensor], learning_rate: float) -> float:
-        """One step of the optimiser; the loss of the batch.
+    def learn(self, batch: Batch, told: Mapping[str, Tensor], step: int, steps: int) -> float:
+        """One step of the optimiser, of ``steps`` counted from 0; the loss of the batch.
 
         Raises:
             Diverged: the loss is not finite; nothing was changed.
         """
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate_at(step, steps, self._training)
         self._set_mode()
         self._optimiser.zero_grad(set_to_none=True)
         parts = list(_parts(batch, told, self._training.accumulate))
@@ -100,6 +100,11 @@ class Learner:
         if self._training.clip is not None:
             self._accelerator.clip_grad_norm_([one for _, one in self.parameters], self._training.clip)
         self._optimiser.step()
+        gradual = self._training.gradual
+        if gradual is not None and gradual.chooses_at(step + 1, steps):
+            weights = {name: parameter.detach().cpu().numpy() for name, parameter in self.parameters}
+            kept = gradual.masks(weights, step + 1, steps)
+            self._masks |= {name: torch.from_numpy(mask).to(self.device) for name, mask in kept.items()}
         apply_masks(self.parameters, self._masks)
         if self._average is not None:
             self._average.update_parameters(self._lifted)
@@ -153,6 +158,8 @@ class Learner:
         self._lifted.load_state_dict(state["module"])
         self._projections.load_state_dict(state.get("projections", {}))
         restore_optimiser(self._optimiser, state.get("optimiser", {}))
+        if self._training.gradual is not None:
+            self._masks |= zero_masks(self.parameters)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
 

@@ -25,7 +25,7 @@ from alula.training.learner import Diverged, Learner
 from alula.training.loss import Loss
 from alula.training.scoring import Score
 from alula.training.teacher import Teacher, check_teacher
-from alula.training.training import Training, learning_rate_at
+from alula.training.training import Training
 
 SAVE_SECONDS: Final = 30.0  # between two states that are written while an epoch runs
 _log = logging.getLogger(__name__)
@@ -177,8 +177,7 @@ class _Run:
         for batch in self.batches.epoch(number, start=start, share=self.learner.share):
             torch.manual_seed(self.training.seed * 1_000_003 + self.step)  # of dropout, if the graph has any
             told = self.teacher(batch) if self.teacher else {}
-            rate = learning_rate_at(self.step, self.steps, self.training)
-            self.losses.append(self.learner.learn(batch, told, rate))
+            self.losses.append(self.learner.learn(batch, told, self.step, self.steps))
             self.step += 1
             self._report()
             if self._is_epoch_done():

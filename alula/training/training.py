@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from alula.errors import RecipeError
+from alula.training.gradual import Gradual
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class Training:
         freeze: patterns of initializers that stay as they are.
         keep_zeros: weights that are zero stay zero, so that what was pruned stays pruned; but not in weights that are
             zero altogether.
+        gradual: how weights become zero while the others are trained; None: none do.
         batch_statistics: batch normalisations train as such; False: they compute with their running statistics.
         patience: epochs without a better score after which training stops; None: all are trained.
         augment: changes the inputs of each batch at random: ``augment(inputs by name, generator) -> inputs``.
@@ -57,6 +59,7 @@ class Training:
     clip: float | None = None
     freeze: tuple[str, ...] = ()
     keep_zeros: bool = True
+    gradual: Gradual | None = None
     batch_statistics: bool = True
     patience: int | None = None
     augment: Augment | None = None

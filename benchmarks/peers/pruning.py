@@ -107,22 +107,20 @@ def zeroed(
 def zero_part(part: nn.Module, dependency: Any, places: list[int]) -> None:
     """Zeros in what a layer computes for these channels, or reads of them."""
     index = torch.tensor(places)
+    weight: Any = getattr(part, "weight", None)
+    bias: Any = getattr(part, "bias", None)
     if isinstance(part, nn.Embedding):
-        part.weight.index_fill_(1, index, 0)
-        return
-    if isinstance(part, nn.LSTM | nn.GRU | nn.MultiheadAttention):
-        return  # what reads or computes these channels beside it is zero already
-    if not isinstance(getattr(part, "weight", None), Tensor):
+        weight.index_fill_(1, index, 0)
         return
     gives = tp.prune_conv_out_channels, tp.prune_linear_out_channels, tp.prune_depthwise_conv_out_channels
-    transposed = isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d)
-    outwards = dependency.handler in gives or part.weight.dim() == 1
+    outwards = dependency.handler in gives or (isinstance(weight, Tensor) and weight.dim() == 1)
     grouped = getattr(part, "groups", 1) > 1
-    if grouped and not outwards:
-        return
-    part.weight.index_fill_(int(outwards == transposed) if part.weight.dim() > 1 else 0, index, 0)
-    if outwards and isinstance(part.bias, Tensor):
-        part.bias.index_fill_(0, index, 0)
+    if not isinstance(weight, Tensor) or (grouped and not outwards):
+        return  # what reads or computes these channels beside it is zero already
+    transposed = isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    weight.index_fill_(int(outwards == transposed) if weight.dim() > 1 else 0, index, 0)
+    if outwards and isinstance(bias, Tensor):
+        bias.index_fill_(0, index, 0)
 
 
 def first(output: Any) -> Tensor:

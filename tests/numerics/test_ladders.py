@@ -67,6 +67,12 @@ def test_a_convex_ladder_that_was_convex_is_as_it_was() -> None:
     np.testing.assert_allclose(made.savings, savings)
 
 
+def test_equals_go_in_turn_and_step_by_step() -> None:
+    even = Ladder(np.arange(1.0, 5.0), np.arange(1.0, 5.0))
+    assert climb([even, even], 4.0) == [1, 1]
+    assert climb([even, even], 3.0) == [1, 0]
+
+
 def test_nothing_to_save_does_nothing() -> None:
     assert climb([Ladder(np.array([1.0]), np.array([1.0]))], 0.0) == [-1]
 

@@ -143,7 +143,7 @@ def test_what_a_teacher_is_compared_by() -> None:
     (lambda: finetune(small(), *rows(16), training=()), RecipeError, "training must be a Training"),
     (lambda: finetune(small(), iter([rows(16)])), DataError, "a generator can be walked through once"),
     (lambda: finetune(small(), [rows(16)[0]]), DataError, "hold no labels"),
-    (lambda: finetune(small(), [(rows(16)[0], rows(16)[1], 3)], loss=CrossEntropy()), DataError, "a batch is a mapping"),
+    (lambda: finetune(small(), [(*rows(16), 3)], loss=CrossEntropy()), DataError, "a batch is a mapping"),
     (lambda: finetune(small(), rows(16)[0], np.full(16, 7)), DataError, "labels must be from 0 to 1, got 7 to 7"),
     (lambda: finetune(small(), rows(16)[0], np.zeros((16, 5), np.float32)), DataError, "labels must have the shape"),
     (lambda: finetune(Small(), [rows(16)]), DataError, "exported with the first rows of the data"),
@@ -176,3 +176,47 @@ def test_a_module_that_cannot_be_exported_is_named_with_operation_and_line() -> 
 
     with pytest.raises(ModelError, match="bessel_j0"):
         finetune(Odd(), np.zeros((4, 4), np.float32), np.zeros(4, int))
+
+
+class Deep(nn.Module):
+    """Two blocks of one width, the second of which may be thin inside."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.wide, self.back = nn.Conv2d(6, inner, 3, padding=1), nn.Conv2d(inner, 6, 3, padding=1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(images))
+        x = torch.relu(self.back(torch.relu(self.wide(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_block_is_trained_by_itself_on_what_the_teacher_feeds_it() -> None:
+    torch.manual_seed(0)
+    teacher, student = (alula.export_module(Deep(inner), torch.zeros(2, 3, 8, 8)) for inner in (12, 4))
+    images, _ = rows(200)
+    first, _, last = [node.outputs[0].name for node in student.graph if node.op_type == "Relu"]
+    stage = Stage(SquaredError(against="teacher"), Training(epochs=6, batch_size=16, learning_rate=0.01), (first, last))
+    trained = alula.distill(student, teacher, images, training=(stage,))
+    from alula.graph.cutting import cut_out
+
+    fed = cut_out(teacher, ["images"], [first]).run({"images": images})
+    want, before, after = (
+        cut_out(model, [first], [last]).run(fed)[last] for model in (teacher, student, trained)
+    )  # fmt: skip
+    assert ((after - want) ** 2).mean() < 0.5 * ((before - want) ** 2).mean()
+    for name in ("stem.weight", "head.weight"):
+        np.testing.assert_array_equal(trained.weight(name), student.weight(name))
+
+
+def test_blocks_of_other_shapes_are_refused() -> None:
+    torch.manual_seed(0)
+    teacher, student = (alula.export_module(Deep(inner), torch.zeros(2, 3, 8, 8)) for inner in (12, 4))
+    first, middle, _ = [node.outputs[0].name for node in student.graph if node.op_type == "Relu"]
+    stage = Stage(SquaredError(against="teacher"), Training(epochs=1), (first, middle))
+    with pytest.raises(ModelError, match=r"the student gives .* the teacher"):
+        alula.distill(student, teacher, rows(32)[0], training=(stage,))
+    with pytest.raises(ModelError, match="computes no tensor 'nowhere'"):
+        alula.distill(student, teacher, rows(32)[0], training=(Stage(SquaredError(), Training(), ("nowhere", middle)),))

@@ -10,7 +10,6 @@ import torch
 from torch.autograd import gradcheck
 
 from alula.errors import DataError, ModelError
-from alula.graph.export import as_model
 from alula.graph.trainable import trainable
 from alula.testing.models import convolution_network, dense_network, embedding_network, model_from_text
 from alula.training.synthesis import statistics_distance, statistics_of, synthesise, total_variation
@@ -209,12 +208,10 @@ def test_graphs_that_nothing_can_be_made_for():
         synthesise(cut, 2, steps=2)
 
 
-@pytest.mark.parametrize(("name", "value"), [("m", np.nan), ("v", np.inf), ("v", -1)])
-def test_statistics_that_cannot_be(name, value):
-    weights = {one: np.ones(3, np.float32) for one in ("s", "b", "m", "v")}
-    weights[name][1] = value
-    odd = model_from_text("net (float[n, 3] x) => (float[n, 3] y) { y = BatchNormalization (x, s, b, m, v) }", weights)
-    with pytest.raises(ModelError, match="must keep finite statistics, and variances of at least 0"):
+def test_a_variance_below_0():
+    weights = {"s": np.ones(3, np.float32), "v": np.array([1, -1, 1], np.float32)}
+    odd = model_from_text("net (float[n, 3] x) => (float[n, 3] y) { y = BatchNormalization (x, s, s, s, v) }", weights)
+    with pytest.raises(ModelError, match="must keep variances of at least 0"):
         synthesise(odd, 2, steps=2)
 
 

@@ -18,6 +18,7 @@ import torch
 from alula import Model, Training, restored, trainable
 from alula.errors import DataError, ModelError, RecipeError, StorageError
 from alula.training.batches import batches_of
+from alula.training.gradual import Gradual
 from alula.training.losses import CrossEntropy, SoftLabels
 from alula.training.trainer import Around, Progress, TrainingError, train
 from alula.training.training import learning_rate_at
@@ -91,7 +92,8 @@ def test_it_does_what_a_plain_loop_does() -> None:
 @pytest.mark.parametrize("settings", [
     PLAIN,
     Training(epochs=3, batch_size=16, averaging=0.9, precision="bfloat16", clip=1.0, accumulate=2, patience=5),
-], ids=["sgd", "adamw"])  # fmt: skip
+    Training(epochs=3, batch_size=16, gradual=Gradual(0.8, every=2, end=0.7)),
+], ids=["sgd", "adamw", "gradual"])  # fmt: skip
 @pytest.mark.parametrize("step", [1, 7, 12])
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, settings: Training, step: int) -> None:
     model = small()
@@ -314,6 +316,21 @@ def test_zeros_stay_zero_and_frozen_weights_stay(caplog: pytest.LogCaptureFixtur
     np.testing.assert_array_equal(trained.model.weight("head.weight"), model.weight("head.weight"))
     free = train(pruned, data(pruned), CrossEntropy(), Training(epochs=1, batch_size=16, keep_zeros=False))
     assert free.model.weight("conv.weight")[::2].any()
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform", "erk"])
+def test_weights_become_zero_little_by_little(scope: str) -> None:
+    model, shares = small(), []
+
+    def look(candidate: Model) -> float:
+        zeros = [(candidate.weight(name) == 0) for name in ("conv.weight", "head.weight")]
+        shares.append(sum(int(one.sum()) for one in zeros) / sum(one.size for one in zeros))
+        return float(len(shares))
+
+    settings = Training(epochs=5, batch_size=16, gradual=Gradual(0.75, every=3, end=0.6, scope=scope))
+    train(model, data(model), CrossEntropy(), settings, around=Around(score=look))
+    assert 0.3 < shares[0] < shares[1] < shares[2] + 1e-9
+    assert shares[2:] == pytest.approx([0.75] * 3, abs=0.01)  # reached at 18 of 30 steps, and kept
 
 
 def test_batch_statistics_move_or_stay() -> None:
