@@ -147,7 +147,7 @@ def render(rows: dict[str, dict[str, Any]], origin: dict[str, Any]) -> str:
         "Written by `benchmarks/coupling_coverage.py`. Each coupling that alula finds, and each group that the pruner",
         "of Torch-Pruning proposes, is taken out of a fresh network by itself. It is right if the network runs, its",
         "outputs keep their shape, and they are those of the network with zeros in all weights of these units. Groups",
-        "of Torch-Pruning that change the shape of the outputs are not counted: it would be told to ignore those layers.",
+        "of Torch-Pruning that change the outputs' shape are not counted: it would be told to ignore those layers.",
         "Neither is told anything of the architecture; with Torch-Pruning, who prunes heads also changes the module's",
         "own numbers of heads and sizes by hand. A coupling of heads and one of features within them count as two.",
         "",

@@ -239,7 +239,16 @@ def is_weight(value: ir.Value) -> bool:
 
 
 def _is_foldable(node: ir.Node) -> bool:
-    return node.op_type in FOLDABLE and node.domain == "" and len(node.outputs) == 1 and bool(node.inputs)
+    known = node.op_type in FOLDABLE and node.domain == "" and len(node.outputs) == 1 and bool(node.inputs)
+    return known and not _looks_up_codes(node)
+
+
+def _looks_up_codes(node: ir.Node) -> bool:
+    """Whether codes of a weight become indices of its codebook (``Cluster``): folding them would undo it."""
+    source = node.inputs[0]
+    if node.op_type != "Cast" or source is None or source.dtype not in (ir.DataType.UINT8, ir.DataType.UINT4):
+        return False
+    return any(use.node.op_type == "Gather" and use.idx == 1 for use in node.outputs[0].uses())
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -26,7 +26,7 @@ def other_type(graph: ir.Graph, layer: Layer) -> str | None:
     dtype = graph.initializers[layer.weight].dtype
     if dtype in {None, ir.DataType.FLOAT}:
         return None
-    return f"its weights are {dtype.name.lower()}, only float32 is quantized; apply Float32 before"
+    return f"its weights are {dtype.name.lower()}, only float32 is taken; apply Float32 before"
 
 
 def other_readers(graph: ir.Graph, layers: Iterable[Layer], name: str) -> str | None:

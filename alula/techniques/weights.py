@@ -173,12 +173,14 @@ def _looked_up_codes(editor: Editor, layer: Layer, quantized: Quantized) -> ir.V
     pairs = editor.insert(
         "Gather", [table, node.inputs[1]], f"{layer.output}.pairs", before=node, attributes=attributes
     ).outputs
-    mask, four = (
-        editor.constant(f"{name}.{key}", np.array(value, np.uint8)) for key, value in (("mask", 15), ("shift", 4))
+    mask, above, four = (
+        editor.constant(f"{name}.{key}", np.array(value, np.uint8))
+        for key, value in (("mask", 0x0F), ("above", 0xF0), ("shift", 4))
     )
     first = editor.insert("BitwiseAnd", [*pairs, mask], f"{layer.output}.low", before=node).outputs
-    second = editor.insert(
-        "BitShift", [*pairs, four], f"{layer.output}.high", before=node, attributes={"direction": "RIGHT"}
+    high = editor.insert("BitwiseAnd", [*pairs, above], f"{layer.output}.above", before=node).outputs
+    second = editor.insert(  # masked before, since OpenVINO's BitShift rounds to the nearest
+        "BitShift", [*high, four], f"{layer.output}.high", before=node, attributes={"direction": "RIGHT"}
     ).outputs
     return editor.insert(
         "Concat", [*first, *second], f"{layer.output}.codes", before=node, attributes={"axis": -1}

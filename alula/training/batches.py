@@ -187,11 +187,12 @@ def _batch_of(item: Any, names: Sequence[str]) -> Batch:
     if isinstance(item, Mapping):
         inputs = {str(name): value for name, value in item.items() if name != "labels"}
         labels = item.get("labels")
+    elif isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Mapping):
+        inputs, labels = dict(item[0]), item[1]
     elif isinstance(item, tuple | list) and len(item) == 2 and len(names) == 1:
         inputs, labels = {names[0]: item[0]}, item[1]
-    elif isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Mapping | tuple | list):
-        first, labels = item
-        inputs = dict(first) if isinstance(first, Mapping) else dict(zip(names, first, strict=False))
+    elif isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], tuple | list):
+        inputs, labels = dict(zip(names, item[0], strict=False)), item[1]
     elif len(names) == 1 and not isinstance(item, tuple | list):
         inputs = {names[0]: item}
     else:

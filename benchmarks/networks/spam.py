@@ -1,7 +1,6 @@
 """The spam filter of examples/spam (MiniLM of six layers with a linear head) as something to prune and to train again.
 
-Who sees which messages: the first 1,000 train, those that a search selects by are one half of the others, and the
-other half is held out.
+Who sees which messages: the first 1,000 train; of the others, a search selects by one half, and the other is held out.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from alula.graph.editing import Editor
-from alula.graph.model import Model
+from alula.graph.model import Model, TensorSpec
 from alula.graph.shapes import Shape, infer_shapes
-from examples.spam.task import TRAINING, Example, read_examples, spam_filter, task
+from alula.task import Task
+from examples.spam.task import Example
 
 LAYERS = 6
 PADDING, MASK = 0, 103  # tokens
 FIRST_WORD = 1000  # tokens below are special
-SIZES = ((2, 5), (3, 7))  # of inputs, to tell lengths that never change from those that do
+FREE = (5, 6)  # lengths of free axes, in two runs, to tell lengths that never change from those that do
+SPREAD = 0.2  # how much longer or shorter than it is a message may seem when batches are made
 
 
 @dataclass(frozen=True)
@@ -34,42 +34,22 @@ class Messages:
     selection: Sequence[Example]
     held_out: Sequence[Example]
 
-
-def read_messages() -> Messages:
-    """All messages; the halves are those that a search of the example's task would take."""
-    selection, held_out = task().splits()
-    return Messages(read_examples()[:TRAINING], list(selection), list(held_out))
-
-
-def original(training: Sequence[Example]) -> Model:
-    """The filter as the example ships it, with all lengths known that are the same in every run."""
-    return with_known_lengths(spam_filter(training))
+    @classmethod
+    def of(cls, task: Task, training: Sequence[Example]) -> Messages:
+        """The halves are those that a search of the task takes."""
+        selection, held_out = task.splits()
+        return cls(training, list(selection), list(held_out))
 
 
-def with_known_lengths(model: Model) -> Model:
-    """The graph with the lengths of all axes written down that do not follow from the inputs: of heads, of features.
-
-    Shape inference loses them behind a reshape whose target is computed, and what has no known length is not pruned.
-    """
-    runs = [infer_shapes(model, {spec.name: size for spec in model.inputs}) for size in SIZES]
-    graph = model.edit()
-    for node in graph.graph:
-        for value in node.outputs:
-            shapes = [run.get(str(value.name)) for run in runs]
-            if value.shape is not None and all(shape is not None and len(shape) == len(value.shape) for shape in shapes):
-                value.shape = ir.Shape(_known(value.shape, shapes))  # type: ignore[arg-type]
-    return model.edited(graph)
-
-
-def _known(written: ir.Shape, shapes: Sequence[Shape]) -> list[int | ir.SymbolicDim]:
-    one, other = shapes
-    return [here if here == there else axis for axis, here, there in zip(written, one, other, strict=True)]
+def layer_block(number: int) -> str:
+    """The name of a layer of the encoder among the blocks of the graph."""
+    layer = f"encoder.encoder.layer.{number}"
+    return f"{layer}.attention.self.query..{layer}.output.dense"
 
 
 def layer_outputs(model: Model) -> dict[int, str]:
-    """The tensor that each layer of the encoder gives, by the layer's number in the original; -1: the embeddings."""
+    """The tensor that each layer of the encoder gives, by the layer's number in the original."""
     scales = {f"encoder.encoder.layer.{number}.output.LayerNorm.weight": number for number in range(LAYERS)}
-    scales["encoder.embeddings.LayerNorm.weight"] = -1
     return {
         scales[str(node.inputs[1].name)]: str(node.outputs[0].name)
         for node in model.graph
@@ -77,24 +57,53 @@ def layer_outputs(model: Model) -> dict[int, str]:
     }
 
 
-def with_layers(model: Model, kept: Sequence[int]) -> Model:
-    """The graph with these layers of the encoder alone: what read another reads what that one read."""
-    editor, outputs = Editor(model.edit()), layer_outputs(model)
-    before = outputs[-1]
-    for number in range(LAYERS):
-        if number not in kept:
-            editor.value(outputs[number]).replace_all_uses_with(editor.value(before))
-        else:
-            before = outputs[number]
-    RemoveUnusedNodesPass()(editor.model)
-    return model.edited(editor.model)
+def pairs_of(student: Model, teacher: Model) -> tuple[tuple[str, str], ...]:
+    """What each layer of the student is to give: what the teacher's layer gives before the student's next one.
+
+    So a layer does its own work and that of those dropped behind it, and the next one reads what it is used to.
+    """
+    ours, theirs = layer_outputs(student), layer_outputs(teacher)
+    return tuple((ours[kept], theirs[last]) for kept, last in last_before_next(sorted(ours)).items())
+
+
+def last_before_next(kept: Sequence[int]) -> dict[int, int]:
+    """Of each layer that is kept, the last one of those that it stands for.
+
+    >>> last_before_next([0, 3, 5])
+    {0: 2, 3: 4, 5: 5}
+    """
+    following = [*kept[1:], LAYERS]
+    return {layer: after - 1 for layer, after in zip(kept, following, strict=True)}
+
+
+def with_known_lengths(model: Model) -> Model:
+    """The graph with the lengths of all axes written down that are the same in every run: of heads, of features.
+
+    Shape inference loses them behind a reshape whose target is computed, and what has no known length is not pruned.
+    """
+    runs = [infer_shapes(model, {spec.name: _with_free(spec, length) for spec in model.inputs}) for length in FREE]
+    graph = model.edit()
+    for node in graph.graph:
+        for value in node.outputs:
+            one, other = (run.get(str(value.name)) for run in runs)
+            if value.shape is not None and one is not None and other is not None and len(one) == len(value.shape):
+                value.shape = ir.Shape(_known(value.shape, one, other))
+    return model.edited(graph)
+
+
+def _with_free(spec: TensorSpec, length: int) -> Shape:
+    return tuple(axis if isinstance(axis, int) else length for axis in spec.shape or ())
+
+
+def _known(written: ir.Shape, one: Shape, other: Shape) -> list[int | ir.SymbolicDim]:
+    return [here if here == there else axis for axis, here, there in zip(written, one, other, strict=True)]
 
 
 class MessageBatches:
     """Messages in batches of about equal length, drawn anew each time they are walked through.
 
     Attributes:
-        dropout: share of the words that are masked, drawn for each message between 0 and twice this.
+        dropout: share of the words that are masked: of each message another one, drawn from 0 to twice this.
     """
 
     def __init__(self, messages: Sequence[Example], batch_size: int, *, dropout: float = 0.0) -> None:
@@ -104,32 +113,40 @@ class MessageBatches:
         return len(self.messages) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        lengths = torch.tensor([feeds["input_ids"].size for feeds, _ in self.messages])
-        order = torch.argsort(lengths * (1 + 0.2 * torch.rand(len(lengths))))  # about equal, never the same company
-        order = order[torch.randint(len(order) - len(self) * self.batch_size + 1, ()) :]
-        for start in torch.randperm(len(self)).tolist():
-            chosen = order[start * self.batch_size : (start + 1) * self.batch_size]
-            yield self._batch([self.messages[index] for index in chosen.tolist()])
+        lengths = torch.tensor([feeds["input_ids"].size for feeds, _ in self.messages])  # [n]
+        order = torch.argsort(lengths * (1 + SPREAD * torch.rand(len(lengths))))
+        left_over = len(order) - len(self) * self.batch_size
+        order = order[int(torch.randint(left_over + 1, ())) :]
+        for number in torch.randperm(len(self)).tolist():
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield self._masked(padded([self.messages[index] for index in chosen.tolist()]))
 
-    def _batch(self, chosen: Sequence[Example]) -> dict[str, Tensor]:
-        batch = pad(chosen)
+    def _masked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         ids = batch["input_ids"]  # [n, longest]
         share = 2 * self.dropout * torch.rand(len(ids), 1)
-        masked = (torch.rand(ids.shape) < share) & (ids >= FIRST_WORD)
-        return batch | {"input_ids": torch.where(masked, MASK, ids)}
+        gone = (torch.rand(ids.shape) < share) & (ids >= FIRST_WORD)
+        return {**batch, "input_ids": torch.where(gone, MASK, ids)}
 
 
-def pad(messages: Sequence[Example]) -> dict[str, Tensor]:
-    """One batch: ids and mask [n, longest], and labels [n]."""
+def padded(messages: Sequence[Example]) -> dict[str, Tensor]:
+    """One batch: ids and attention mask [n, longest], and labels [n]."""
     rows = [torch.from_numpy(feeds["input_ids"][0]) for feeds, _ in messages]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+    ids = pad_sequence(rows, batch_first=True, padding_value=PADDING)
     lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([label for _, label in messages])}
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        "labels": torch.tensor([label for _, label in messages]),
+    }
 
 
-def of_equal_spacing(messages: Sequence[Example], count: int) -> list[Example]:
+def spread_by_length(messages: Sequence[Example], count: int) -> list[Example]:
     """So many messages, evenly spread over all of them in the order of their lengths."""
     ordered = sorted(messages, key=lambda message: message[0]["input_ids"].size)
     places = (np.arange(count) + 0.5) / count * len(ordered)
     return [ordered[int(place)] for place in places]
+
+
+def mean_length(messages: Sequence[Example]) -> int:
+    """The mean number of tokens, as a whole number."""
+    return round(float(np.mean([feeds["input_ids"].size for feeds, _ in messages])))

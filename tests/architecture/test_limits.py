@@ -14,7 +14,7 @@ FUNCTION_LINES = 60  # without the docstring
 MEDIAN_FUNCTION_LINES = 12
 PARAMETERS = 8  # without self
 CLASS_CHAIN = 3
-PACKAGE_LINES = 30_000
+PACKAGE_LINES = 45_000
 
 
 def test_files_are_short() -> None:

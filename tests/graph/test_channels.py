@@ -5,69 +5,43 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from alula.errors import ModelError
-from alula.graph.channels import find_couplings
-from alula.graph.editing import Editor
-from alula.graph.export import export_module
+from alula.graph.channels import Classes, find_couplings, trace_axes
 from alula.graph.removal import remove_units
-from alula.graph.running import Runner
 from alula.graph.tidy import tidy
 from alula.testing.models import model_from_text
-from tests.graph.architectures import ARCHITECTURES
+from tests.graph.architectures import ARCHITECTURES, CONVOLUTIONAL, TIME_FIRST
+from tests.oracles.zeroing import check_all, outputs_of, without
+from tests.oracles.zeroing import exported as export
 
-TIME_FIRST = ("lstm", "bidirectional lstm", "gru")  # their first axis is no batch
+EXPECTED = {
+    "resnet": ["body.0.0", "body.2.a.0", "body.3.a.0", "body.3.b.0"],
+    "densenet": ["stem.0", "layers.0.0", "layers.1.0", "layers.2.0", "transition.0"],
+    "inception": ["stem.0", "one.0", "reduce.0", "three.0", "pooled.0"],
+    "mobilenet v3": [
+        "body.0.0", "body.2.expand.0", "body.2.down", "body.3.expand.0", "body.3.down", "body.3.project.0"
+    ],
+    "shufflenet": ["stem.0", "stem.0#2", "branch.0.0", "last.0"],
+    "upsampler": ["0", "2", "6"],
+    "wavenet": ["enter", "gates.0", "leaves.0", "gates.1", "leaves.1"],
+    "convnext": ["body.1.up"],
+}  # fmt: skip
 
 
 def exported(name):
-    torch.manual_seed(0)
-    module, example = ARCHITECTURES[name]()
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(part.running_mean, std=0.1)
-            nn.init.uniform_(part.running_var, 0.5, 1.5)
-    return export_module(module.eval(), example, dynamic_batch=name not in TIME_FIRST), example
+    return export(ARCHITECTURES[name], dynamic_batch=name not in TIME_FIRST)
 
 
-def without(model, coupling, units):
-    """The graph with zeros in all weights of these units."""
-    editor = Editor(model.edit())
-    for member in coupling.members:
-        array = editor.array(member.initializer).copy()
-        places = [slice(None)] * array.ndim
-        places[member.axis] = member.indices[units].reshape(-1)
-        array[tuple(places)] = 0
-        editor.replace_constant(member.initializer, array)
-    return model.edited(editor.model)
-
-
-def outputs_of(model, example):
-    arrays = example if isinstance(example, tuple) else (example,)
-    feeds = {spec.name: array.numpy() for spec, array in zip(model.inputs, arrays, strict=True)}
-    return Runner(model)(feeds)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_zeroing_and_removing_are_one(name):
-    model, example = exported(name)
-    couplings = find_couplings(model)
-    assert couplings, "nothing can go"
-    for coupling in couplings:
-        if coupling.size < 2:
-            continue
-        units = sorted({0, coupling.size // 2})[: coupling.size - 1]
-        smaller = remove_units(model, {coupling.name: units})
-        assert smaller.weight_bytes < model.weight_bytes
-        assert smaller.inputs == model.inputs
-        wanted, found = outputs_of(without(model, coupling, units), example), outputs_of(smaller, example)
-        for output, array in wanted.items():
-            assert found[output].shape == array.shape
-            np.testing.assert_allclose(found[output], array, rtol=1e-3, atol=1e-4, err_msg=coupling.name)
+    couplings = check_all(*exported(name))
+    assert [coupling.name for coupling in couplings] == EXPECTED.get(name, [coupling.name for coupling in couplings])
 
 
 @pytest.mark.parametrize("name", ["resnet", "transformer"])
 def test_all_couplings_can_shrink_at_once(name):
+    """Heads and the features within them, too: what stays is the product of both."""
     model, example = exported(name)
     units = {one.name: range(one.size // 2) for one in find_couplings(model) if one.size > 1}
     smaller = remove_units(model, units)
@@ -112,3 +86,53 @@ def test_couplings_of_one_layer_have_names_of_their_own():
         smaller = remove_units(model, {coupling.name: [1]})
         wanted, found = outputs_of(without(model, coupling, [1]), x), outputs_of(smaller, x)
         np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_are_those_of_merging_pairs_one_by_one(seed):
+    """Against sets that are joined pair by pair."""
+    random, classes = np.random.default_rng(seed), Classes()
+    ids = classes.new(60)
+    groups = {int(one): {int(one)} for one in ids}
+    for _ in range(8):
+        left, right = (random.integers(1, 61, random.integers(1, 12)) for _ in range(2))
+        right = np.resize(right, len(left))
+        classes.merge(left, right)
+        for one, other in zip(left.tolist(), right.tolist(), strict=True):
+            joined = groups[one] | groups[other]
+            groups.update(dict.fromkeys(joined, joined))
+    roots = classes.roots(ids).tolist()
+    assert roots == [min(groups[one]) for one in ids.tolist()]
+
+
+def test_frozen_classes_stay_frozen():
+    classes = Classes()
+    first, second = classes.new(3), classes.new(3)
+    classes.freeze(first)
+    classes.merge(second, first[::-1])
+    assert not classes.roots(second).any()
+
+
+def test_heads_and_features_within_are_units_of_their_own():
+    model, _ = exported("transformer")
+    kinds = {(one.name, one.grain): one for one in find_couplings(model) if one.name.startswith("0.attention")}
+    assert set(kinds) == {("0.attention.q", "first"), ("0.attention.q#2", "last"), ("0.attention.v", "last")}
+    heads, scores, mixed = kinds.values()
+    rows = {member.initializer: member.indices for member in heads.members}
+    assert rows["0.attention.q.weight"].tolist() == np.arange(16).reshape(4, 4).tolist(), "a head is a run of features"
+    rows = {member.initializer: member.indices for member in scores.members}
+    assert rows["0.attention.k.weight"].tolist() == np.arange(16).reshape(4, 4).T.tolist(), "a feature is in each head"
+    assert "0.attention.out.weight" in mixed.initializers - scores.initializers
+
+
+def test_axes_that_stay_do_not_carry_units():
+    """Of queries, keys and values in one matrix the three is barred, and the heads behind it are found."""
+    model, _ = exported("encoder")
+    axes = trace_axes(model)
+    barred = {value.shape[axis] for value, axis in axes.barred}
+    assert 3 in barred
+    heads = next(one for one in find_couplings(model) if one.name == "1.layers.0.self_attn")
+    packed = next(one for one in heads.members if one.produces)
+    assert packed.indices.tolist() == [
+        [part * 16 + head * 4 + i for part in range(3) for i in range(4)] for head in range(4)
+    ]

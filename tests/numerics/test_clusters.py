@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alula.errors import DataError, RecipeError
@@ -44,6 +44,7 @@ def textbook_programming(values, count):
     return least[:, -1].min()
 
 
+@settings(deadline=None)
 @given(NUMBERS, st.integers(1, 5), st.data())
 def test_no_partition_is_better(values, count, data):
     importance = np.array(data.draw(st.lists(st.integers(1, 9), min_size=len(values), max_size=len(values))), float)
@@ -122,6 +123,7 @@ def test_any_scale(scale):
     np.testing.assert_allclose(find_codebook(1e3 + values, 5), 1e3 + plain, rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(NUMBERS, st.lists(st.integers(-9, 9), min_size=1, max_size=6, unique=True))
 def test_nearest(values, codebook):
     codebook = np.sort(np.array(codebook, np.float32))

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alula.errors import DataError
@@ -212,6 +212,7 @@ def total(parts, chosen):
     return sum(part[option] for part, option in zip(parts, chosen, strict=True))
 
 
+@settings(deadline=None)
 @given(OPTIONS, st.integers(0, 60))
 def test_a_budget_is_met_where_it_can_be_and_no_item_could_do_better(options, limit):
     costs = [np.array([cost for cost, _ in item], np.float64) for item in options]
@@ -227,6 +228,7 @@ def test_a_budget_is_met_where_it_can_be_and_no_item_could_do_better(options, li
             assert total(costs, other) > limit or total(harms, other) >= total(harms, chosen)
 
 
+@settings(deadline=None)
 @given(GROWING, st.integers(0, 15))
 def test_where_costs_fall_in_equal_steps_of_growing_harm_nothing_does_less(steps, limit):
     harms = [np.concatenate([[0.0], np.cumsum(item)]) for item in steps]

@@ -6,7 +6,16 @@ import pytest
 
 from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
-from alula.techniques import Float16, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights
+from alula.techniques import (
+    Cluster,
+    Factorize,
+    Float16,
+    FoldBatchNorm,
+    Prune,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+)
 from alula.testing.conformance import TargetConformance, TechniqueConformance
 
 
@@ -104,3 +113,59 @@ class TestPrune(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return Prune(0.5)
+
+
+class TestPruneByGradients(TechniqueConformance):
+    tolerance = 10.0
+
+    @pytest.fixture
+    def technique(self):
+        return Prune(0.5, "taylor")
+
+
+class TestPruneByBrainSurgeon(TechniqueConformance):
+    tolerance = 10.0
+
+    @pytest.fixture
+    def technique(self):
+        return Prune(0.5, "brain surgeon")
+
+
+class TestPruneByZeros(TechniqueConformance):
+    tolerance = 10.0
+
+    @pytest.fixture
+    def technique(self):
+        return Prune(0.5, "zeros", compensate=True)
+
+
+class TestFactorize(TechniqueConformance):
+    tolerance = 1.0
+
+    @pytest.fixture
+    def technique(self):
+        return Factorize(0.8)
+
+
+class TestFactorizeWhitened(TechniqueConformance):
+    tolerance = 1.5
+
+    @pytest.fixture
+    def technique(self):
+        return Factorize(0.4, by="share", method="whitened")
+
+
+class TestFactorizePolyadic(TechniqueConformance):
+    tolerance = 1.5
+
+    @pytest.fixture
+    def technique(self):
+        return Factorize(0.5, by="share", method="cp")
+
+
+class TestCluster(TechniqueConformance):
+    tolerance = 0.4
+
+    @pytest.fixture
+    def technique(self):
+        return Cluster(16, weighted=True, keep_zeros=True)

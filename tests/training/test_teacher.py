@@ -1,0 +1,57 @@
+"""Teachers: what they tell is what they compute, kept by row, and the mean where there are several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from alula.training import teacher as module
+from alula.training.batches import Batch, batches_of
+from alula.training.teacher import Teacher
+from tests.training.networks import rows, small
+
+
+def test_it_tells_what_the_graph_computes_outputs_first() -> None:
+    model = small()
+    inside = next(node.outputs[0].name for node in model.graph if node.op_type == "Relu")
+    images, _ = rows(8)
+    told = Teacher([model], [inside])(Batch({"images": torch.from_numpy(images)}, None))
+    assert list(told) == [model.outputs[0].name, inside]
+    want = model.run({"images": images})[model.outputs[0].name]
+    np.testing.assert_allclose(told[model.outputs[0].name].numpy(), want, atol=1e-5)
+    assert not told[inside].requires_grad
+
+
+def test_of_several_the_mean_is_told() -> None:
+    models = [small(seed=seed) for seed in range(3)]
+    images, _ = rows(8)
+    told = Teacher(models, [])(Batch({"images": torch.from_numpy(images)}, None))
+    want = np.mean([next(iter(model.run({"images": images}).values())) for model in models], axis=0)
+    np.testing.assert_allclose(next(iter(told.values())).numpy(), want, atol=1e-5)
+
+
+def test_each_row_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counted = small(), []
+    teacher = Teacher([model], [], rows=96)
+    compute = Teacher._compute
+    monkeypatch.setattr(Teacher, "_compute", lambda self, inputs: counted.append(len(inputs["images"])) or compute(
+        self, inputs))  # fmt: skip
+    batches = batches_of(model, *rows(96), batch_size=16)
+    told = [{name: tensor.clone() for name, tensor in teacher(batch).items()} for batch in batches.epoch(0)]
+    assert sum(counted) == 96
+    again = [teacher(batch) for batch in batches.epoch(0)]
+    _ = [teacher(batch) for batch in batches.epoch(1)]
+    assert sum(counted) == 96
+    for before, after in zip(told, again, strict=True):
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_what_takes_too_much_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_LIMIT_BYTES", 100)
+    model = small()
+    teacher = Teacher([model], [], rows=96)
+    (batch, *_) = batches_of(model, *rows(96), batch_size=16).epoch(0)
+    first, second = teacher(batch), teacher(batch)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not teacher._kept
