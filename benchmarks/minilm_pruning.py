@@ -55,7 +55,7 @@ DROPPED = (1, 2, 4)  # of six layers, by the messages for selection
 STEPS = (
     Step(Drop(tuple(layer_block(number) for number in DROPPED))),
     Step(Prune(0.25, criterion="brain surgeon", scope="uniform"), include=("*.attention.self.*",)),
-    Step(Prune(0.53125, criterion="brain surgeon", scope="uniform"), include=("*.intermediate.dense",)),
+    Step(Prune(0.5417, criterion="l2", scope="uniform", compensate=True), include=("*.intermediate.dense",)),
 )
 CALIBRATION = 200  # messages of those for training
 BATCH = 16

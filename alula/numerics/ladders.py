@@ -46,8 +46,8 @@ def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
     Raises:
         RecipeError: all rungs together save less than the budget.
     """
-    steps = sorted(
-        (slope, (rung + 1) / len(ladder.harms), place, rung, saving)  # of equals those that stand low in their ladder
+    steps = sorted(  # of equals, those that stand low in their ladder come first
+        (slope, (rung + 1) / len(ladder.harms), place, rung, saving)
         for place, ladder in enumerate(ladders)
         for slope, rung, saving in _hull_steps(ladder)
     )

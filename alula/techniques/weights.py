@@ -178,9 +178,9 @@ def _looked_up_codes(editor: Editor, layer: Layer, quantized: Quantized) -> ir.V
         for key, value in (("mask", 0x0F), ("above", 0xF0), ("shift", 4))
     )
     first = editor.insert("BitwiseAnd", [*pairs, mask], f"{layer.output}.low", before=node).outputs
-    high = editor.insert("BitwiseAnd", [*pairs, above], f"{layer.output}.above", before=node).outputs
+    last = editor.insert("BitwiseAnd", [*pairs, above], f"{layer.output}.above", before=node).outputs
     second = editor.insert(  # masked before, since OpenVINO's BitShift rounds to the nearest
-        "BitShift", [*high, four], f"{layer.output}.high", before=node, attributes={"direction": "RIGHT"}
+        "BitShift", [*last, four], f"{layer.output}.high", before=node, attributes={"direction": "RIGHT"}
     ).outputs
     return editor.insert(
         "Concat", [*first, *second], f"{layer.output}.codes", before=node, attributes={"axis": -1}

@@ -1,8 +1,7 @@
 """What Torch-Pruning makes of a residual network: ``python -m benchmarks.peers.slim WEIGHTS.onnx OUT.onnx TIMES SEED``.
 
-Runs in the virtual environment of Torch-Pruning, which holds no alula. The settings that serve it best among those tried:
-group Taylor importance on 512 training images, ranked over the whole network, widths rounded to 8, in 50 steps
-until the multiplications are so many times fewer.
+Runs in the virtual environment of Torch-Pruning, which holds no alula. Group Taylor importance on 512 training images,
+ranked over the whole network, widths rounded to 8, in 50 steps until the multiplications are so many times fewer.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ def main() -> None:
         network.eval(), (torch.zeros(2, 3, 32, 32),), dynamo=True, optimize=False, verbose=False, opset_version=21,
         dynamic_shapes=({0: batch},), input_names=["images"],
     )  # fmt: skip
+    assert program is not None
     program.save(out)
 
 
@@ -73,7 +73,8 @@ def differentiate(network: ResNet, seed: int) -> None:
     inputs, labels = images("train")
     order = np.random.default_rng(seed).permutation(len(labels))[:512]
     network.zero_grad()
-    functional.cross_entropy(network(torch.from_numpy(inputs[order])), torch.from_numpy(labels[order])).backward()
+    loss = functional.cross_entropy(network(torch.from_numpy(inputs[order])), torch.from_numpy(labels[order]))
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def test_computed_bounds_are_unknown(computed, wanted):
 
 def test_targets_are_written_where_their_parts_are():
     model = model_from_text(
-        "n (float[b, 8] x, int64[2] g) => (float[c, d, e, f] y) <int64[1] z = {0}, int64[1] o = {1}, int64[2] t = {4, 2}>"
-        "{ k = Shape (x) n = Slice (k, z, o, z) u = Concat <axis = 0> (n, t, o) y = Reshape (x, u) }",
+        "n (float[b, 8] x, int64[2] g) => (float[c, d, e, f] y) <int64[1] z = {0}, int64[1] o = {1},"
+        "int64[2] t = {4, 2}> { k = Shape (x) n = Slice (k, z, o, z) u = Concat <axis = 0> (n, t, o) y = Reshape (x, u) }",
         {},
     )
     nodes = {node.op_type: node for node in model.graph}

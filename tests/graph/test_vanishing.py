@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alula.graph.channels import trace_axes
+from alula.graph.channels import find_couplings, trace_axes
 from alula.graph.running import Runner
 from alula.graph.statistics import _exposing
 from alula.graph.tidy import tidy
@@ -27,7 +27,8 @@ BODIES = {
     "one of two": ("h = MatMul (x, w) k = Greater (h, c) g = Sigmoid (h) t = Where (k, h, g)", False),
     "both of two": ("h = MatMul (x, w) k = Greater (h, c) g = Neg (h) t = Where (k, h, g)", True),
     "halves, turned": (
-        "h = MatMul (x, w) a, b = Split <axis = 1> (h, half) n = Neg (b) r = Concat <axis = 1> (n, a) t = Add (h, r)", True
+        "h = MatMul (x, w) a, b = Split <axis = 1> (h, half) n = Neg (b) r = Concat <axis = 1> (n, a) t = Add (h, r)",
+        True,
     ),
 }  # fmt: skip
 
@@ -40,14 +41,13 @@ def test_it_is_zero_exactly_where_a_run_shows_zeros(body):
         name: random.standard_normal(shape).astype(np.float32)
         for name, shape in {"w": (6, 8), "c": (8,), "v": (8, 3)}.items()
     }
-    graph = f"n (float[b, 6] x) => (float[b, 3] y) <float one = {{1.0}}, int64[2] half = {{4, 4}}> {{ {text} y = MatMul (t, v) }}"
+    declared = "float one = {1.0}, int64[2] half = {4, 4}"
+    graph = f"n (float[b, 6] x) => (float[b, 3] y) <{declared}> {{ {text} y = MatMul (t, v) }}"
     model = tidy(model_from_text(graph, weights))
     axes = trace_axes(model)
     tensor = next(node.inputs[0] for node in model.graph if node.outputs[0].name == "y")
     units = axes.classes.roots(axes.of(tensor)[1])
     assert vanishes(axes, tensor, frozenset(units.tolist())) is wanted
-    from alula.graph.channels import find_couplings
-
     (coupling,) = find_couplings(model)
     zeroed = without(model, coupling, [1])
     x = random.standard_normal((5, 6)).astype(np.float32)
