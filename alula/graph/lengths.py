@@ -50,7 +50,7 @@ def find_slices(node: ir.Node, lengths: Sequence[int | None]) -> dict[int, slice
     names_axes = (len(node.inputs) > 3 and node.inputs[3] is not None) or "axes" in node.attributes
     if names_axes and axes is None:
         return None
-    axes = axes if axes is not None else list(range(len(lengths)))
+    axes = axes if axes is not None else list(range(len(lengths if starts is None else starts)))
     single = steps is None and not (len(node.inputs) > 4 and node.inputs[4] is not None)
     found: dict[int, slice | None] = {}
     for number, axis in enumerate(axes):

@@ -14,6 +14,7 @@ from alula.graph.channels import Axes, Coupling, Grain, coupling_named, coupling
 from alula.graph.editing import Editor
 from alula.graph.lengths import find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
+from alula.graph.staying import why_units_stay
 
 
 def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
@@ -24,16 +25,28 @@ def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
         units: numbers of the units to take out, by the name of their coupling (:func:`find_couplings`).
 
     Raises:
-        ModelError: a coupling is unknown, has no such unit, or would lose all that it has.
+        ModelError: a coupling is unknown, has no such unit, or would lose all that it has; or units were named that must
+            stay, because they reach an output or are read as a whole.
     """
     grains = trace_grains(model)
     couplings = couplings_of(model, grains)
     gone: dict[Grain, set[int]] = defaultdict(set)
     for name, numbers in units.items():
+        _refuse_to_remove_what_stays(model, couplings, name)
         coupling = coupling_named(couplings, name)
         axes = next(axes for axes in grains if axes.grain == coupling.grain)
         gone[coupling.grain].update(_classes(model, axes, coupling, numbers))
     return _Removal(model, grains, gone).done(units)
+
+
+def _refuse_to_remove_what_stays(model: Model, couplings: Sequence[Coupling], name: str) -> None:
+    layer = next((layer for layer in model.layers() if layer.name == name), None)
+    if layer is not None and not any(coupling.name == name for coupling in couplings):
+        produced = {member.initializer: coupling for coupling in couplings for member in coupling.members
+                    if member.produces}  # fmt: skip
+        if layer.weight in produced:
+            raise ModelError(f"the units of layer {name!r} go with those of {produced[layer.weight].name!r}; name that")
+        raise ModelError(f"the units of layer {name!r} cannot go: {why_units_stay(model, layer)}")
 
 
 def _classes(model: Model, axes: Axes, coupling: Coupling, numbers: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from alula.graph.trainable import restored
 from alula.training.batches import Batch
 from alula.training.checkpoint import optimiser_state, restore_optimiser
 from alula.training.loss import Loss
-from alula.training.modules import computes_in_bfloat16, feeds_of, find_nonfinite, inside, lifted, named_outputs
+from alula.training.modules import feeds_of, find_nonfinite, in_bfloat16, inside, lifted, named_outputs
 from alula.training.training import Training, learning_rate_at
 
 MOMENTUM: Final = 0.9
@@ -54,9 +54,7 @@ class Learner:
         self._projections = self._project(first, told or {})
         self._module = self._accelerator.prepare(self._lifted)
         self._optimiser = make_optimiser([*self.parameters, *self._projections.named_parameters()], training)
-        self._bfloat16 = training.precision == "bfloat16" or (
-            training.precision == "auto" and computes_in_bfloat16(self.device)
-        )
+        self._bfloat16 = in_bfloat16(training.precision, self.device)
 
     def _project(self, first: Batch, told: Mapping[str, Tensor]) -> nn.ModuleDict:
         """What the loss trains beside the graph, for tensors of the shapes that a first batch gives."""

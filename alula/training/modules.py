@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from alula.graph.lifting import NODE, LiftedGraph
 from alula.graph.model import Model
 from alula.graph.trainable import trainable
+from alula.training.training import Precision
 
 
 def lifted(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
@@ -35,6 +36,11 @@ def inside(model: Model, tensors: Sequence[str]) -> tuple[str, ...]:
     """Those of some tensors that are neither input nor output of the graph."""
     outside = {spec.name for spec in (*model.inputs, *model.outputs)}
     return tuple(name for name in tensors if name not in outside)
+
+
+def in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether products are to be computed in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(device))
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

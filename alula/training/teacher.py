@@ -12,7 +12,8 @@ from torch import Tensor
 from alula.errors import ModelError, require
 from alula.graph.model import Model
 from alula.training.batches import Batch
-from alula.training.modules import feeds_of, inside, lifted, named_outputs
+from alula.training.modules import feeds_of, in_bfloat16, inside, lifted, named_outputs
+from alula.training.training import Precision
 
 KEPT_LIMIT_BYTES: Final = 2 * 2**30  # of outputs that are kept; beyond, they are computed anew each epoch
 
@@ -20,9 +21,12 @@ KEPT_LIMIT_BYTES: Final = 2 * 2**30  # of outputs that are kept; beyond, they ar
 class Teacher:
     """Gives the tensors of a batch that a loss reads; of several graphs, the mean of what they give."""
 
-    def __init__(self, models: Sequence[Model], tensors: Collection[str], *, rows: int = 0) -> None:
+    def __init__(
+        self, models: Sequence[Model], tensors: Collection[str], *, rows: int = 0, precision: Precision = "float32"
+    ) -> None:
         self._models = tuple(models)
         self._device: torch.device = require("accelerate", "compress").Accelerator().device
+        self._bfloat16 = in_bfloat16(precision, self._device)
         self._also = inside(models[0], sorted(tensors))
         self._modules = [lifted(model, self._also).eval().to(self._device) for model in models]
         self._rows, self._kept, self._seen = rows, dict[str, np.ndarray](), np.zeros(rows, bool)
@@ -56,10 +60,11 @@ class Teacher:
 
     @torch.no_grad()
     def _compute(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        first, *others = [
-            named_outputs(model, self._also, module(*feeds_of(model, inputs, self._device)))
-            for model, module in zip(self._models, self._modules, strict=True)
-        ]
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            first, *others = [
+                named_outputs(model, self._also, module(*feeds_of(model, inputs, self._device)))
+                for model, module in zip(self._models, self._modules, strict=True)
+            ]
         return {name: sum((one[name] for one in others), tensor) / (1 + len(others)) for name, tensor in first.items()}
 
 

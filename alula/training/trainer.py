@@ -119,7 +119,7 @@ def train(
     for one in teachers:
         check_teacher(one, model)
     rows = batches.rows if isinstance(batches, RowBatches) and not batches.augments else 0
-    teacher = Teacher(teachers, loss.needs().teacher, rows=rows) if teachers else None
+    teacher = Teacher(teachers, loss.needs().teacher, rows=rows, precision=training.precision) if teachers else None
     first = next(batches.epoch(0), None)
     if first is None:
         raise DataError("the data gave no batch; give at least one row")

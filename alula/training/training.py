@@ -13,6 +13,7 @@ from alula.training.gradual import Gradual
 if TYPE_CHECKING:
     import torch
 
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Augment: TypeAlias = "Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]"
 """Changes the inputs of a batch at random, drawing from the generator alone."""
 
@@ -54,7 +55,7 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warm_up: float = 0.05
     accumulate: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     averaging: float = 0.0
     clip: float | None = None
     freeze: tuple[str, ...] = ()

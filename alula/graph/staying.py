@@ -1,0 +1,32 @@
+"""Why the units of a layer stay."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from alula.graph.layers import Layer
+from alula.graph.model import Model
+
+
+def why_units_stay(model: Model, layer: Layer) -> str:
+    """In words, of a layer whose units are no coupling."""
+    given = _given_out(model, layer)
+    if given is not None:
+        return f"they reach the graph's output {given!r}, whose shape must stay"
+    return "what comes behind reads them as a whole (a softmax, a layer normalisation, an operator without a rule)"
+
+
+def _given_out(model: Model, layer: Layer) -> str | None:
+    """The output of the graph that a layer's units reach without another layer between."""
+    layers = {other.name for other in model.layers()} - {layer.name}
+    start = next((value for node in model.graph for value in node.outputs if value.name == layer.output), None)
+    queue, met = [] if start is None else [start], set[ir.Value]()
+    while queue:
+        value = queue.pop()
+        if value.is_graph_output():
+            return str(value.name)
+        met.add(value)
+        for use in value.uses():
+            if use.node.name not in layers:
+                queue.extend(made for made in use.node.outputs if made not in met)
+    return None
