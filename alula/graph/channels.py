@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -210,10 +211,20 @@ def _trace_once(model: Model, grain: Grain, barred: frozenset[tuple[ir.Value, in
     return axes
 
 
+_TRACED: WeakKeyDictionary[Model, tuple[Axes, ...]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[Model, tuple[Coupling, ...]] = WeakKeyDictionary()
+
+
 def trace_grains(model: Model) -> tuple[Axes, ...]:
-    """The classes of all axes at each grain that the graph has: one, where no reshape joins or splits axes."""
-    coarse = trace_axes(model)
-    return (coarse, *(trace_axes(model, grain) for grain in GRAINS[1:])) if coarse.carriers else (coarse,)
+    """The classes of all axes at each grain that the graph has: one, where no reshape joins or splits axes.
+
+    They are traced once, as a graph never changes.
+    """
+    if model not in _TRACED:
+        coarse = trace_axes(model)
+        finer = GRAINS[1:] if coarse.carriers else ()
+        _TRACED[model] = (coarse, *(trace_axes(model, grain) for grain in finer))
+    return _TRACED[model]
 
 
 def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
@@ -223,7 +234,9 @@ def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
 
 def find_couplings(model: Model) -> tuple[Coupling, ...]:
     """All kinds of units that can go, in the order of the graph; features within heads behind the heads."""
-    return couplings_of(model, trace_grains(model))
+    if model not in _FOUND:
+        _FOUND[model] = couplings_of(model, trace_grains(model))
+    return _FOUND[model]
 
 
 def couplings_of(model: Model, grains: Sequence[Axes]) -> tuple[Coupling, ...]:

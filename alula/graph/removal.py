@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from alula.errors import ModelError, at
-from alula.graph.channels import Axes, Coupling, Grain, coupling_named, couplings_of, trace_grains
+from alula.graph.channels import Axes, Coupling, Grain, coupling_named, find_couplings, trace_grains
 from alula.graph.editing import Editor
 from alula.graph.lengths import find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
@@ -25,11 +25,11 @@ def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
         units: numbers of the units to take out, by the name of their coupling (:func:`find_couplings`).
 
     Raises:
-        ModelError: a coupling is unknown, has no such unit, or would lose all that it has; or units were named that must
-            stay, because they reach an output or are read as a whole.
+        ModelError: a coupling is unknown, has no such unit, or would lose all that it has; or units were named that
+            must stay, because they reach an output or are read as a whole.
     """
     grains = trace_grains(model)
-    couplings = couplings_of(model, grains)
+    couplings = find_couplings(model)
     gone: dict[Grain, set[int]] = defaultdict(set)
     for name, numbers in units.items():
         _refuse_to_remove_what_stays(model, couplings, name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from alula.errors import RecipeError
 from alula.numerics.allocation import Limits
 from alula.techniques.criteria import CRITERIA, CriterionName
+
+BLOCKS: Final = (16, 8)  # channels that kernels of CPUs compute at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,9 @@ class Pruning:
         include: patterns of the layers whose units may go.
         exclude: patterns of the layers whose units stay.
         least: share of its units that a coupling keeps at least.
-        multiple: what the number of units that a coupling keeps is a multiple of.
+        multiple: what the number of units that a coupling keeps is a multiple of. Kernels compute channels in blocks,
+            and are slower on widths between; so without a number it is 16 or 8, where the coupling's own width is a
+            multiple of that and twice as large at least.
         rounds: in how many rounds of pruning and training the goal is met.
         seed: of the random criterion, and of the rows that the criterion sees.
     """
@@ -36,12 +40,21 @@ class Pruning:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     least: float = 0.1
-    multiple: int = 1
+    multiple: int | None = None
     rounds: int = 1
     seed: int = 0
 
+    def limits(self, size: int) -> Limits:
+        """What a coupling of so many units keeps.
+
+        >>> [Pruning().limits(size).multiple for size in (12, 16, 48, 40, 100)]
+        [1, 8, 16, 8, 1]
+        """
+        blocks = (block for block in BLOCKS if size % block == 0 and size >= 2 * block)
+        return Limits(self.least, next(blocks, 1) if self.multiple is None else self.multiple)
+
     def __post_init__(self) -> None:
-        Limits(self.least, self.multiple)
+        self.limits(1)
         scopes = ("global", "absolute", "sensitivity", "uniform")
         if self.criterion not in CRITERIA or self.scope not in scopes:
             raise RecipeError(f"criterion must be one of {', '.join(CRITERIA)}, and scope one of {', '.join(scopes)}; "

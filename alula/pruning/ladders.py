@@ -123,8 +123,19 @@ def measured_harms(model: Model, place: Place, batches: Sequence[Feeds]) -> np.n
     return np.array(harms)
 
 
-def savings_of(model: Model, every: Sequence[Place], cost: Cost, feeds: Feeds) -> list[np.ndarray]:
-    """What each rung saves, as a share of the original's cost; places of the same geometry are measured once."""
+def savings_of(
+    model: Model, every: Sequence[Place], cost: Cost, feeds: Feeds, *, smooth: bool = False
+) -> list[np.ndarray]:
+    """What each rung saves, as a share of the original's cost; places of the same geometry are measured once.
+
+    Args:
+        model: the graph.
+        every: the places.
+        cost: of a graph.
+        feeds: one example.
+        smooth: the cost is a polynomial of second degree in the width of a coupling, as counts are, since both sides of
+            a layer may narrow. Then two rungs tell all.
+    """
     shapes = {name: array.shape for name, array in feeds.items()}
     macs = {layer.name: layer.macs for layer in measure_cost(model, shapes).layers}
     now, known = cost(model), dict[object, np.ndarray]()
@@ -132,6 +143,17 @@ def savings_of(model: Model, every: Sequence[Place], cost: Cost, feeds: Feeds) -
     for place in every:
         key = place.geometry(model, macs)
         if key not in known:
-            known[key] = np.array([now - cost(place.without(model, rung)) for rung in range(place.rungs)])
+            known[key] = _savings(model, place, cost, now, smooth=smooth)
         found.append(known[key])
     return found
+
+
+def _savings(model: Model, place: Place, cost: Cost, now: float, *, smooth: bool) -> np.ndarray:  # -> [rungs]
+    rungs = range(place.rungs)
+    if not (smooth and isinstance(place, Rungs) and len(rungs) > 2):
+        return np.array([now - cost(place.without(model, rung)) for rung in rungs])
+    counts = np.array(place.counts, np.float64)
+    told = [len(rungs) // 2, len(rungs) - 1]
+    saved = [now - cost(place.without(model, rung)) for rung in told]
+    powers = np.stack([counts, counts**2], 1)  # [rungs, 2]
+    return np.asarray(powers @ np.linalg.solve(powers[told], saved))

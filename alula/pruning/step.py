@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeAlias
@@ -18,7 +19,7 @@ from alula.graph.layers import select
 from alula.graph.model import Model
 from alula.graph.removal import remove_units
 from alula.graph.statistics import Statistics, collect
-from alula.numerics.allocation import Limits, count_uniformly, least_important
+from alula.numerics.allocation import least_important
 from alula.numerics.ladders import climb, convex_ladder
 from alula.pruning.choice import Pruning
 from alula.pruning.goal import Cost, Goal, relative_cost
@@ -55,7 +56,6 @@ class Step:
 
     def __init__(self, original: Model, model: Model, batches: Batches, goal: Goal, pruning: Pruning) -> None:
         self._model, self._pruning, self._goal, self._batches = model, pruning, goal, batches
-        self._limits = Limits(pruning.least, pruning.multiple)
         self._layers = select(model.layers(), pruning.include, pruning.exclude)
         self._couplings = computed_by(model, self._layers)
         if not self._couplings:
@@ -91,7 +91,11 @@ class Step:
 
     def _uniformly(self, importances: list[np.ndarray]) -> Remove:
         def remove(strength: float) -> Model:
-            chosen = least_important(importances, count_uniformly(importances, strength, self._limits))
+            counts = [
+                self._pruning.limits(len(one)).removable(math.floor(strength * len(one)), len(one))
+                for one in importances
+            ]
+            chosen = least_important(importances, counts)
             pairs = zip(self._couplings, chosen, strict=True)
             return self._without({one.name: units.tolist() for one, units in pairs if len(units)})
 
@@ -101,7 +105,7 @@ class Step:
         places: list[Place] = []
         harms = []
         for coupling, importance in zip(self._couplings, importances, strict=True):
-            rungs = rungs_of(coupling, importance, self._limits)
+            rungs = rungs_of(coupling, importance, self._pruning.limits(coupling.size))
             if rungs.counts:
                 places.append(rungs)
                 harms.append(self._harms(rungs, importance))
@@ -109,7 +113,7 @@ class Step:
             blocks = blocks_apart(self._model, {layer.name for layer in self._layers})
             places += blocks
             harms += [self._measured(block) for block in blocks]
-        savings = savings_of(self._model, places, self._cost, self._example)
+        savings = savings_of(self._model, places, self._cost, self._example, smooth=self._goal.kind != "latency")
         ladders = [convex_ladder(*pair) for pair in zip(harms, savings, strict=True)]
         total = sum(float(ladder.savings[-1]) for ladder in ladders)
 

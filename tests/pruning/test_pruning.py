@@ -12,7 +12,10 @@ from torch import nn
 import alula
 from alula import Goal, Model, Pruning, Training
 from alula.errors import DataError, RecipeError
-from alula.pruning.goal import Stopwatch, counted
+from alula.graph.channels import find_couplings
+from alula.numerics.allocation import Limits
+from alula.pruning.goal import Stopwatch, counted, relative_cost
+from alula.pruning.ladders import rungs_of, savings_of
 from tests.training.networks import rows
 
 
@@ -50,7 +53,7 @@ def times(kind: str, before: Model, after: Model) -> float:
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
 def test_the_goal_is_met_and_hardly_passed(model: Model, scope: str, kind: str) -> None:
     goal = Goal(**{kind: 1.8})
-    smaller = alula.prune(model, *rows(64), goal=goal, pruning=Pruning(scope=scope))
+    smaller = alula.prune(model, *rows(64), goal=goal, pruning=Pruning(scope=scope, multiple=1))
     assert 1.8 <= times(kind, model, smaller) < 2.1
     assert smaller.run(EXAMPLE)[smaller.outputs[0].name].shape == (1, 2)
     assert [spec.name for spec in smaller.inputs] == ["images"]
@@ -58,12 +61,12 @@ def test_the_goal_is_met_and_hardly_passed(model: Model, scope: str, kind: str) 
 
 @pytest.mark.parametrize("criterion", ["l1", "batch-norm scale", "fisher", "brain surgeon", "zeros", "random"])
 def test_every_kind_of_criterion_serves(model: Model, criterion: str) -> None:
-    smaller = alula.prune(model, *rows(64), goal=Goal(macs=1.5), pruning=Pruning(criterion=criterion))
+    smaller = alula.prune(model, *rows(64), goal=Goal(macs=1.5), pruning=Pruning(criterion=criterion, multiple=1))
     assert 1.5 <= times("macs", model, smaller) < 1.7
 
 
 def test_without_labels_the_outputs_tell_what_matters(model: Model) -> None:
-    smaller = alula.prune(model, rows(64)[0], goal=Goal(macs=1.5))
+    smaller = alula.prune(model, rows(64)[0], goal=Goal(macs=1.5), pruning=Pruning(multiple=1))
     assert 1.5 <= times("macs", model, smaller) < 1.7
 
 
@@ -86,6 +89,19 @@ def test_whole_blocks_go_where_they_matter_least(model: Model) -> None:
     )  # fmt: skip
 
 
+def test_widths_are_those_that_kernels_like(model: Model) -> None:
+    smaller = alula.prune(model, *rows(64), goal=Goal(macs=1.5))
+    assert {layer.shape[0] % 16 for layer in smaller.layers() if layer.name != "head"} == {0}
+
+
+def test_two_rungs_tell_what_all_save(model: Model) -> None:
+    cost = relative_cost(model, Goal(macs=2.0), EXAMPLE)
+    for coupling in find_couplings(model):
+        places = [rungs_of(coupling, np.arange(coupling.size, dtype=float), Limits(0.1, 4))]
+        (smooth,), (every,) = (savings_of(model, places, cost, EXAMPLE, smooth=told) for told in (True, False))
+        np.testing.assert_allclose(smooth, every, rtol=1e-6)
+
+
 def test_latency_is_measured_and_said(model: Model) -> None:
     smaller = alula.prune(model, *rows(64), goal=Goal(latency=1.15), pruning=Pruning(multiple=16))
     watch = Stopwatch(model, alula.OnnxRuntime(threads=1), EXAMPLE)
@@ -95,7 +111,7 @@ def test_latency_is_measured_and_said(model: Model) -> None:
 
 def test_rounds_train_in_between_and_resume(model: Model, tmp_path: Path) -> None:
     call = {
-        "goal": Goal(macs=2.0), "pruning": Pruning(rounds=2), "training": Training(epochs=1, batch_size=32),
+        "goal": Goal(macs=2.0), "pruning": Pruning(rounds=2, multiple=1), "training": Training(epochs=1, batch_size=32),
         "out": tmp_path,
     }  # fmt: skip
     first = alula.prune(model, *rows(96), **call)
