@@ -66,8 +66,8 @@ def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]
     """A ladder on which each step does at least as much harm per saving as the one before.
 
     Harm that is measured without training afterwards levels off: once a place is spoilt, more of it seems free.
-    Training heals what is small, so the first units of a place must not be charged for the last. A rung that saves no more than
-    those before it, or by less than noise tells apart, is never worth its harm, and saves what they do.
+    Training heals what is small, so the first units of a place must not be charged for the last. A rung that saves no
+    more than those before it, or by less than noise tells apart, is never worth its harm, and saves what they do.
 
     >>> ladder = convex_ladder(np.array([4.0, 5.0, 5.5]), np.array([1.0, 2.0, 2.0]))
     >>> ladder.harms.tolist(), ladder.savings.tolist()
