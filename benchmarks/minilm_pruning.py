@@ -1,6 +1,6 @@
 """A quarter of the multiplications of MiniLM as a spam filter: layers dropped, heads and features pruned, distilled.
 
-    python benchmarks/minilm_pruning.py [--seeds 0 1 2] [--epochs 8] [--threads 1] [--again] [--out FOLDER]
+    python benchmarks/minilm_pruning.py [--seeds 0 1 2] [--epochs 4] [--threads 1] [--again] [--out FOLDER]
 
 Three of the six layers are dropped; of the others a quarter of the heads, a quarter of the features in each head, and
 more than half of the features between the two products go, and what stays makes up for them by least squares. It then
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of training")
     parser.add_argument("--again", action="store_true", help="do rows again that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -86,6 +87,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     work = WORK if arguments.out == RESULTS else arguments.out / "networks"
+    if arguments.again:
+        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     spam = task()
     setting = Setting(
@@ -140,7 +143,7 @@ def measure(name: str, make: Callable[[], Any], setting: Setting) -> dict[str, A
 
 def smaller(setting: Setting, steps: Sequence[Step]) -> alula.Model:
     """The original after some steps, each calibrated on what those before it left."""
-    path = setting.work / f"steps-{len(steps)}.onnx"
+    path = setting.work / f"steps-{Recipe(tuple(steps)).fingerprint[:12]}.onnx"
     if not path.is_file():
         model = setting.original
         for step in steps:

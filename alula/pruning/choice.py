@@ -22,6 +22,8 @@ class Pruning:
         scope: how couplings compare. ``global``: by importance relative to the mean of each. ``absolute``: by
             importance itself, for criteria that estimate a loss. ``sensitivity``: by how far the outputs move, measured
             for each coupling at each width. ``uniform``: each loses the same share.
+        compensate: layers that read what went make up for it, by least squares on the training data, before anything is
+            trained; ``brain surgeon`` takes that into account when it chooses.
         blocks: whole blocks may go too (:func:`alula.graph.blocks.find_blocks`); only with ``sensitivity``, which alone
             tells how a block compares with units.
         include: patterns of the layers whose units may go.
@@ -36,6 +38,7 @@ class Pruning:
 
     criterion: CriterionName = "taylor"
     scope: Literal["global", "absolute", "sensitivity", "uniform"] = "global"
+    compensate: bool = True
     blocks: bool = False
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

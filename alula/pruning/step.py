@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
@@ -46,8 +47,17 @@ DAMPING: Final = 0.01  # of the brain surgeon's second moments
 TOLERANCE: Final = 0.01  # of the goal: how much more than it may be saved
 TRIES: Final = 12
 
-Remove: TypeAlias = Callable[[float], Model]
-"""The graph at a strength from 0, where nothing goes, to 1, where all goes that may."""
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What is taken out: units by the name of their coupling, and blocks."""
+
+    units: Mapping[str, Sequence[int]]
+    blocks: tuple[str, ...] = ()
+
+
+Choose: TypeAlias = Callable[[float], Gone]
+"""What goes at a strength from 0, where nothing does, to 1, where all goes that may."""
 Batches: TypeAlias = Sequence[tuple[Feeds, Tensor | None]]
 
 
@@ -71,37 +81,38 @@ class Step:
             RecipeError: the limits do not let that much go.
         """
         importances = self._importances()
-        remove = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
-        return meet(remove, self._cost, 1 / times, self._goal.kind)
+        choose = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
+        gone = meet(choose, lambda gone: self._cost(without(self._model, gone)), 1 / times, self._goal.kind)
+        made_up = self._model
+        if self._pruning.compensate and gone.units:
+            made_up = compensate(made_up, self._couplings, gone.units, self._statistics, DAMPING)
+        return without(made_up, gone)
 
     def _importances(self) -> list[np.ndarray]:
         name, model, couplings = self._pruning.criterion, self._model, self._couplings
-        if name in ("taylor", "fisher"):
-            seen = unit_sensitivities(model, couplings, self._batches, loss_of)
-            return [
-                seen[one.name].first_order if name == "taylor" else seen[one.name].second_order for one in couplings
-            ]
         criterion = criterion_named(name, seed=self._pruning.seed, damping=DAMPING)
-        requests = criterion.requests(model, couplings)
-        if name == "brain surgeon":
+        by_labels = name in ("taylor", "fisher")  # whose gradients are taken here, where the labels are
+        requests = frozenset() if by_labels else criterion.requests(model, couplings)
+        if self._pruning.compensate:
             requests |= moment_requests(model, couplings)
         if requests:
             self._statistics = collect(model, (feeds for feeds, _ in self._batches), requests)
+        if by_labels:
+            seen = unit_sensitivities(model, couplings, self._batches, loss_of)
+            orders = [seen[one.name] for one in couplings]
+            return [order.first_order if name == "taylor" else order.second_order for order in orders]
         return or_magnitude(model, couplings, criterion.importances(model, couplings, self._statistics))
 
-    def _uniformly(self, importances: list[np.ndarray]) -> Remove:
-        def remove(strength: float) -> Model:
-            counts = [
-                self._pruning.limits(len(one)).removable(math.floor(strength * len(one)), len(one))
-                for one in importances
-            ]
-            chosen = least_important(importances, counts)
-            pairs = zip(self._couplings, chosen, strict=True)
-            return self._without({one.name: units.tolist() for one, units in pairs if len(units)})
+    def _uniformly(self, importances: list[np.ndarray]) -> Choose:
+        def choose(strength: float) -> Gone:
+            sizes = [len(one) for one in importances]
+            counts = [self._pruning.limits(size).removable(math.floor(strength * size), size) for size in sizes]
+            pairs = zip(self._couplings, least_important(importances, counts), strict=True)
+            return Gone({one.name: units.tolist() for one, units in pairs if len(units)})
 
-        return remove
+        return choose
 
-    def _by_harm(self, importances: list[np.ndarray]) -> Remove:
+    def _by_harm(self, importances: list[np.ndarray]) -> Choose:
         places: list[Place] = []
         harms = []
         for coupling, importance in zip(self._couplings, importances, strict=True):
@@ -117,16 +128,11 @@ class Step:
         ladders = [convex_ladder(*pair) for pair in zip(harms, savings, strict=True)]
         total = sum(float(ladder.savings[-1]) for ladder in ladders)
 
-        def remove(strength: float) -> Model:
+        def choose(strength: float) -> Gone:
             chosen = climb(ladders, strength * total * (1 - 1e-9))
-            gone = [(place, rung) for place, rung in zip(places, chosen, strict=True) if rung >= 0]
-            units = {place.coupling.name: place.units(rung) for place, rung in gone if isinstance(place, Rungs)}
-            dropped = [place.block for place, _ in gone if isinstance(place, Whole)]
-            inside = {layer for block in dropped for layer in block.layers}
-            left = {name: numbers for name, numbers in units.items() if name.partition("#")[0] not in inside}
-            return self._without(left, [block.name for block in dropped])
+            return _gone([(place, rung) for place, rung in zip(places, chosen, strict=True) if rung >= 0])
 
-        return remove
+        return choose
 
     def _harms(self, rungs: Rungs, importance: np.ndarray) -> np.ndarray:
         if self._pruning.scope == "sensitivity":
@@ -136,21 +142,29 @@ class Step:
     def _measured(self, place: Place) -> np.ndarray:
         return measured_harms(self._model, place, [feeds for feeds, _ in self._batches[:SENSITIVITY_BATCHES]])
 
-    def _without(self, gone: Mapping[str, Sequence[int]], blocks: Sequence[str] = ()) -> Model:
-        model = self._model
-        if self._pruning.criterion == "brain surgeon" and gone:
-            model = compensate(model, self._couplings, gone, self._statistics, DAMPING)
-        smaller = remove_units(model, gone) if gone else model
-        return without_blocks(smaller, blocks) if blocks else smaller
+
+def _gone(taken: Sequence[tuple[Place, int]]) -> Gone:
+    """What goes when places stand at rungs; units inside a block that goes are gone with it."""
+    blocks = [place.block for place, _ in taken if isinstance(place, Whole)]
+    inside = {layer for block in blocks for layer in block.layers}
+    units = {place.coupling.name: place.units(rung) for place, rung in taken if isinstance(place, Rungs)}
+    left = {name: numbers for name, numbers in units.items() if name.partition("#")[0] not in inside}
+    return Gone(left, tuple(block.name for block in blocks))
 
 
-def meet(remove: Remove, cost: Cost, wanted: float, kind: str) -> Model:
-    """The graph of the least strength that costs no more than what is wanted, by halving.
+def without(model: Model, gone: Gone) -> Model:
+    """The graph without what is taken out."""
+    smaller = remove_units(model, gone.units) if gone.units else model
+    return without_blocks(smaller, gone.blocks) if gone.blocks else smaller
+
+
+def meet(choose: Choose, cost: Callable[[Gone], float], wanted: float, kind: str) -> Gone:
+    """What goes at the least strength that costs no more than what is wanted, by halving.
 
     Raises:
         RecipeError: even all that may go is not enough.
     """
-    low, high, best = 0.0, 1.0, remove(1.0)
+    low, high, best = 0.0, 1.0, choose(1.0)
     least = cost(best)
     if least > wanted * (1 + TOLERANCE):
         raise RecipeError(
@@ -159,7 +173,7 @@ def meet(remove: Remove, cost: Cost, wanted: float, kind: str) -> Model:
         )
     for _ in range(TRIES):
         middle = (low + high) / 2
-        candidate = remove(middle)
+        candidate = choose(middle)
         share = cost(candidate)
         if share > wanted:
             low = middle
