@@ -50,6 +50,10 @@ class Step:
     exclude: tuple[str, ...] = ()
     part: str = "*"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.include, str) or isinstance(self.exclude, str):
+            raise RecipeError(f"include and exclude are tuples of patterns, got {self.include!r} and {self.exclude!r}")
+
     def layers(self, model: Model) -> tuple[Layer, ...]:
         """The layers of a model that this step is for.
 

@@ -150,6 +150,8 @@ def render(rows: dict[str, dict[str, Any]], origin: dict[str, Any]) -> str:
         "of Torch-Pruning that change the outputs' shape are not counted: it would be told to ignore those layers.",
         "Neither is told anything of the architecture; with Torch-Pruning, who prunes heads also changes the module's",
         "own numbers of heads and sizes by hand. A coupling of heads and one of features within them count as two.",
+        "Torch-Pruning also takes features out of layer normalisations, which changes the statistics of what stays: it",
+        "may be wanted, before training, but it is not zeroing.",
         "",
         f"Of {len(rows)} networks, alula manages {counts['alula']} (something can go, and all that it proposes is",
         f"right), Torch-Pruning {counts['torch-pruning']}; in {some} at least one of its groups is right.",

@@ -21,7 +21,8 @@ STEPS = 256  # amounts are told apart this finely
 CLOSE = 0.03  # of the wanted ratio
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#4b4bb5", "#7f7f7f", "#000000")
 DASHES = ("", "7 3", "2 3")
-WIDTH, HEIGHT, LEFT, TOP, GAP, LINE = 400, 260, 52, 34, 96, 18  # of a panel and around it, pixels
+WIDTH, HEIGHT, LEFT, TOP, GAP = 400, 260, 52, 34, 96  # of a panel and around it, pixels
+COLUMN, LINE = 165, 18  # of the legend
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def draw(panels: Sequence[Panel], columns: int = 2) -> str:
     styles = {name: (COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]) for index, name in enumerate(names)}
     wide, rows = min(columns, len(panels)), math.ceil(len(panels) / columns)
     width, plots = LEFT + wide * (WIDTH + GAP) - GAP + 20, rows * (HEIGHT + GAP)
-    in_line = max(1, width // 150)
+    in_line = max(1, width // COLUMN)
     height = plots + math.ceil(len(names) / in_line) * LINE + 20
     view = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12"'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {view}><rect width="{width}" height="{height}" fill="white"/>']
@@ -109,7 +110,7 @@ def draw(panels: Sequence[Panel], columns: int = 2) -> str:
         parts += [f'<g transform="translate({place})">', *_panel(panel, styles), "</g>"]
     for index, name in enumerate(names):
         row, column = divmod(index, in_line)
-        parts.append(_legend(name, styles[name], LEFT + column * 150, plots + row * LINE + 8))
+        parts.append(_legend(name, styles[name], LEFT + column * COLUMN, plots + row * LINE + 8))
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -150,6 +150,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alula").setLevel(logging.WARNING)
     torch.set_num_threads(arguments.threads)
+    commit_at_start()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.networks:
         case = CASES[name] if arguments.epochs is None else _shortened(CASES[name], arguments.epochs)
@@ -241,7 +242,7 @@ def train_student(case: Case, teacher: alula.Model, method: str, seed: int, fold
     else:
         student = alula.distill(student, teacher, inputs, labels, training=stages, out=folder)
     shutil.rmtree(folder)  # the state of a row that is done
-    return {**scored(student, case), "seconds": round(time.monotonic() - started), "commit": read_commit()}
+    return {**scored(student, case), "seconds": round(time.monotonic() - started), "commit": commit_at_start()}
 
 
 def places_of(student: alula.Model, teacher: alula.Model) -> Places:
@@ -274,6 +275,12 @@ def scored(model: alula.Model, case: Case) -> Row:
     answers = [next(iter(model.run({spec.name: part}).values())).argmax(-1) for part in _chunks(inputs)]
     right = np.concatenate(answers) == labels
     return {"score": float(right.mean()), **({"wrong": np.flatnonzero(~right).tolist()} if case.seeds == 1 else {})}
+
+
+@cache
+def commit_at_start() -> str:
+    """The commit of the code that runs, which is that of when it was loaded."""
+    return read_commit()
 
 
 def _chunks(inputs: np.ndarray, rows: int = 500) -> Iterator[np.ndarray]:
@@ -346,8 +353,9 @@ def _table(result: Row) -> str:
     return f"""## {result["title"]}
 
 Teacher: {100 * teacher["score"]:.2f} points, {teacher["parameters"]:,} parameters, {teacher["macs"]:,} MACs.
-Student: {student["parameters"]:,} parameters, {student["macs"]:,} MACs; trained on {result["rows_seen"]:,} rows:
-{settings}. Scored on {result["test_examples"]:,} examples.
+Student: {student["parameters"]:,} parameters, {student["macs"]:,} MACs; trained on {result["rows_seen"]:,} rows.
+Settings of the student: {settings}.
+Scored on {result["test_examples"]:,} examples.
 
 | method | seeds | score | against {ALONE} | against {PLAIN} |
 |---|---|---|---|---|

@@ -1,6 +1,6 @@
 """A quarter of the multiplications of MiniLM as a spam filter: layers dropped, heads and features pruned, distilled.
 
-    python benchmarks/minilm_pruning.py [--seeds 0 1 2] [--epochs 4] [--threads 1] [--again] [--out FOLDER]
+    python benchmarks/minilm_pruning.py [--seeds 0 1 2] [--epochs 4] [--threads 1] [--again [ROWS]] [--out FOLDER]
 
 Three of the six layers are dropped; of the others a quarter of the heads, a quarter of the features in each head, and
 more than half of the features between the two products go, and what stays makes up for them by least squares. It then
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 import alula
 from alula.graph.statistics import collect
@@ -81,13 +82,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of training")
-    parser.add_argument("--again", action="store_true", help="do rows again that are there")
+    parser.add_argument("--again", nargs="?", const="", help="do rows again that begin so, such as time; or all")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     work = WORK if arguments.out == RESULTS else arguments.out / "networks"
-    if arguments.again:
+    if arguments.again == "":
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     spam = task()
@@ -105,11 +106,11 @@ def main() -> None:
             write(arguments.out, setting)
 
 
-def read_rows(folder: Path, *, again: bool) -> dict[str, dict[str, Any]]:
-    """The rows that are there."""
+def read_rows(folder: Path, *, again: str | None) -> dict[str, dict[str, Any]]:
+    """The rows that are there, but for those to be done again: all that begin so."""
     path = folder / "minilm_pruning.json"
-    rows: dict[str, dict[str, Any]] = {} if again or not path.is_file() else json.loads(path.read_text())["rows"]
-    return rows
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else {}
+    return {name: row for name, row in rows.items() if again is None or not name.startswith(again)}
 
 
 def makers(setting: Setting, seeds: Sequence[int]) -> dict[str, Callable[[], Any]]:
@@ -128,6 +129,7 @@ def makers(setting: Setting, seeds: Sequence[int]) -> dict[str, Callable[[], Any
     for seed in others:
         made[f"distilled, seed {seed}"] = partial(distilled, setting, seed)
         made[f"labels alone, seed {seed}"] = partial(from_labels, setting, seed)
+    made[f"six layers, labels alone, seed {first}"] = partial(from_labels, setting, first, whole=True)
     return made
 
 
@@ -171,14 +173,14 @@ def distilled(setting: Setting, seed: int) -> alula.Model:
     return model
 
 
-def from_labels(setting: Setting, seed: int) -> alula.Model:
-    """What is left, trained by the labels of the same messages: what distillation is held against."""
+def from_labels(setting: Setting, seed: int, *, whole: bool = False) -> alula.Model:
+    """What is left, or the whole original, trained by the labels of the same messages: to hold distillation against."""
     model: alula.Model = alula.finetune(
-        smaller(setting, STEPS),
+        setting.original if whole else smaller(setting, STEPS),
         MessageBatches(setting.messages.training, BATCH, dropout=0.1),
         loss=CrossEntropy(),
         training=settings(setting, seed),
-        out=setting.work / f"labels-{seed}",
+        out=setting.work / f"{'whole' if whole else 'labels'}-{seed}",
     )
     return model
 
@@ -278,6 +280,7 @@ def write(folder: Path, setting: Setting) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "epochs": setting.epochs,
+        "timed": TIMED,
         "tokens": mean_length(setting.messages.held_out),
         "messages": {name: len(getattr(setting.messages, name)) for name in ("training", "selection", "held_out")},
         "machine": describe_machine(),
@@ -299,14 +302,19 @@ Written by `benchmarks/minilm_pruning.py`: MiniLM of six layers with a linear he
 are dropped; of the others a quarter of the heads, a quarter of the features in each head, and 54 % of the features
 between the two products go, what stays makes up for them by least squares, and then it learns from the original.
 
-{messages["training"]:,} messages train, {messages["selection"]:,} were there to select by, {messages["held_out"]:,} are
-held out: no choice was made by them. MACs are of a message of {data["tokens"]} tokens, the mean; scores are those of
-the float file in ONNX Runtime, one message at a time. Points lost: those of the original less the network's, on the
-same messages, with their 95 % interval.
+{messages["training"]:,} messages train, {messages["selection"]:,} were there to select by (which layers go, what is
+pruned and how), {messages["held_out"]:,} are held out: no choice was made by them. MACs are of a message of
+{data["tokens"]} tokens, the mean; scores are those of the float file in ONNX Runtime, one message at a time. Points
+lost: those of the original less the network's, on the same messages, with their 95 % interval.
 
 {networks_table(rows)}
 
 {summary(rows)}
+
+The original's head was trained on these messages and its encoder never was; in the rows of labels alone all of a
+network but its table of words was.
+
+Of {data["timed"]} held-out messages of all lengths, one at a time, the networks in turns:
 
 {times_table(rows)}
 
@@ -340,16 +348,26 @@ def lost(row: Mapping[str, Any]) -> str:
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Mean and range over seeds of each way of training."""
+    """What each way of training loses over seeds."""
     lines = []
     for way in ("distilled", "labels alone"):
         drops = [100 * row["drop"]["value"] for name, row in rows.items() if name.startswith(f"{way}, seed")]
-        if drops:
+        if len(drops) > 1:
+            half = t_interval(drops)
             lines.append(
-                f"{way.capitalize()}: {np.mean(drops):.2f} points lost in the mean of {len(drops)} seeds "
-                f"({min(drops):.2f} to {max(drops):.2f})."
+                f"{way.capitalize()}: {np.mean(drops):.2f} ± {half:.2f} points lost (95 % t-interval over {len(drops)} "
+                f"seeds, on these messages), at most {max(drops):.2f}."
             )
     return "\n".join(lines)
+
+
+def t_interval(values: Sequence[float]) -> float:
+    """Half the length of the 95 % interval of the mean, by Student's t.
+
+    >>> round(t_interval([1.0, 2.0, 3.0]), 2)
+    2.48
+    """
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def times_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

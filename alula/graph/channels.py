@@ -90,8 +90,8 @@ class Classes:
             apart = first != second
             if not apart.any():
                 return
-            # Where one class meets several at once the last is written; the others are still apart in the next round.
-            self._parents[np.maximum(first, second)[apart]] = np.minimum(first, second)[apart]
+            # Where one class meets several at once the least is written; the others are still apart in the next round.
+            np.minimum.at(self._parents, np.maximum(first, second)[apart], np.minimum(first, second)[apart])
 
     def freeze(self, ids: Ids) -> None:
         """Let all indices stay."""
@@ -106,6 +106,7 @@ class Axes:
         grain: which of the axes that a reshape joins or splits carries the units.
         barred: axes that cannot carry units, since they stay for another reason: the three of queries, keys and values.
         carriers: the axes that were chosen where there was a choice.
+        beside: axes beside those. They stay, but only once it is known which carriers stay for a reason of their own.
         contracted: what products of activations sum over, and the tensors in which it must vanish with its weights.
     """
 
@@ -115,6 +116,7 @@ class Axes:
     contracted: list[tuple[Ids, tuple[ir.Value, ...]]] = field(default_factory=list)
     barred: frozenset[tuple[ir.Value, int]] = frozenset()
     carriers: set[tuple[ir.Value, int]] = field(default_factory=set)
+    beside: list[Ids] = field(default_factory=list)
 
     def of(self, value: ir.Value) -> list[Ids | None]:
         """The axes of a tensor, new ones where it was not met before."""
@@ -180,9 +182,23 @@ def _has_shape(value: ir.Value | None) -> bool:
 
 def trace_axes(model: Model, grain: Grain = "first") -> Axes:
     """The classes of all axes, as the graph's operators merge them, at one grain."""
+    from alula.graph.vanishing import vanishes
+
+    axes = _tie_axes(model, grain)
+    for ids in axes.beside:
+        axes.keep(ids)
+    for ids, values in axes.contracted:
+        units = frozenset(axes.classes.roots(ids).tolist()) - {FROZEN}
+        if not any(vanishes(axes, value, units) for value in values):
+            axes.keep(ids)
+    return axes
+
+
+def _tie_axes(model: Model, grain: Grain) -> Axes:
+    """All ties of the graph, with carriers that do not stay for another reason, as far as there are any."""
     barred: frozenset[tuple[ir.Value, int]] = frozenset()
     for _ in range(_ROUNDS):
-        axes = _trace_once(model, grain, barred)
+        axes = _tie_once(model, grain, barred)
         stuck = {(value, axis) for value, axis in axes.carriers - barred if axes.stays(axes.of(value)[axis])}
         if not stuck:
             break
@@ -190,10 +206,9 @@ def trace_axes(model: Model, grain: Grain = "first") -> Axes:
     return axes
 
 
-def _trace_once(model: Model, grain: Grain, barred: frozenset[tuple[ir.Value, int]]) -> Axes:
+def _tie_once(model: Model, grain: Grain, barred: frozenset[tuple[ir.Value, int]]) -> Axes:
     from alula.graph.coupling import RULES
     from alula.graph.moves import keep_all
-    from alula.graph.vanishing import vanishes
 
     axes = Axes(grain, barred=barred)
     for value in model.graph.inputs:
@@ -204,10 +219,6 @@ def _trace_once(model: Model, grain: Grain, barred: frozenset[tuple[ir.Value, in
         rule(axes, node)
     for value in (*model.graph.outputs, *_read_in_bodies(model.graph)):
         axes.freeze(value)
-    for ids, values in axes.contracted:
-        units = frozenset(axes.classes.roots(ids).tolist()) - {FROZEN}
-        if not any(vanishes(axes, value, units) for value in values):
-            axes.keep(ids)
     return axes
 
 

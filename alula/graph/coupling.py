@@ -240,6 +240,9 @@ def recur(axes: Axes, node: ir.Node) -> None:
     if int(node.attributes.get_int("layout", 0)) or lengths is not None:
         keep_all(axes, node)
         return
+    for value in (x, *[state for state in states[:2] if state is not None], *[one for one in node.outputs if one.name]):
+        for ids in axes.of(value)[:-1]:  # steps follow each other, and examples have states of their own
+            axes.keep(ids)
     axes.tie(axes.of(x)[2], axes.of(w)[2])
     hidden = axes.of(r)[2]
     gates, sets = axes.of(w)[1], axes.of(r)[1]

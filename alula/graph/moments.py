@@ -68,11 +68,19 @@ class Reading:
 
         window = Window.over(array.shape[2:], **{key: _listed(value) for key, value in self.window})
         positions = window.positions(array.shape[2:])
-        step = max(1, CHUNK_VALUES // max(int(np.prod(positions)) * self.columns * self.groups, 1))
-        for start in range(0, len(array) if min(positions, default=1) > 0 else 0, step):
-            yield self._unfold(array[start : start + step], window)
+        if min(positions, default=1) < 1:
+            return
+        line = max(int(np.prod(positions[1:])) * self.columns * self.groups, 1)  # values of one place of the first axis
+        lines = max(1, CHUNK_VALUES // line)
+        step = max(1, lines // max(positions[0], 1)) if positions else max(1, CHUNK_VALUES // self.columns)
+        for start in range(0, len(array), step):
+            windows = self._unfold(array[start : start + step], window)
+            for first in range(0, windows.shape[2], lines):
+                piece = windows[:, :, first : first + lines]
+                yield piece.reshape(self.groups, -1, self.columns).astype(np.float64)
 
-    def _unfold(self, array: np.ndarray, window: Any) -> np.ndarray:  # [N, C, *space] -> [groups, rows, k]
+    def _unfold(self, array: np.ndarray, window: Any) -> np.ndarray:  # [N, C, *space] -> [g, N, *out, C / g, *kernel]
+        """All windows, in the memory of what they show."""
         axes = len(window.kernel_shape)
         pads = [(0, 0), (0, 0), *zip(window.pads[:axes], window.pads[axes:], strict=True)]
         padded = np.pad(array, pads)
@@ -82,7 +90,7 @@ class Reading:
         spread = (slice(None, None, dilation) for dilation in window.dilations)
         windows = reaches[(slice(None), slice(None), slice(None), *strided, *spread)]  # [N, g, C / g, *out, *kernel]
         order = (1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
-        return windows.transpose(order).reshape(self.groups, -1, self.columns).astype(np.float64)
+        return np.asarray(windows.transpose(order))
 
 
 def reading_of(layer: Layer, node: ir.Node) -> Reading:

@@ -223,7 +223,7 @@ def _tie_carrier(axes: Axes, value: ir.Value, several: Sequence[int], one: Ids |
         assert ids is not None
         lengths.append(len(ids))
         if axis != carrier:
-            axes.keep(ids)
+            axes.beside.append(ids)
     place = np.indices(lengths)[several.index(carrier)].reshape(-1)  # [product of lengths]
     carried = axes.of(value)[carrier]
     assert carried is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from alula.graph.channels import Axes, Coupling, Member, trace_axes
+from alula.graph.channels import Axes, Coupling, Member, trace_grains
 from alula.graph.layers import Layer
 from alula.graph.matrices import no_matrix
 from alula.graph.model import Model
@@ -99,7 +99,7 @@ def sightings_of(model: Model, couplings: Sequence[Coupling]) -> list[tuple[Sigh
     They are those behind a Relu or Clip; where none of them does, the outputs of the layers that compute the units;
     none where neither do.
     """
-    grains = {grain: trace_axes(model, grain) for grain in {coupling.grain for coupling in couplings}}
+    grains = {axes.grain: axes for axes in trace_grains(model)}
     found = []
     for coupling in couplings:
         seen = list(_seen(model, grains[coupling.grain], coupling))

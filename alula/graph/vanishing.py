@@ -69,34 +69,48 @@ def vanishes(axes: Axes, value: ir.Value, units: frozenset[int]) -> bool:
         value: the tensor.
         units: classes of indices.
     """
-    if not units or not units <= _carried(axes, value):
-        return False
-    node = value.producer()
-    return value.const_value is not None if node is None else _vanishes_behind(axes, node, units)
+    return _Looking(axes).vanishes(value, units)
 
 
-def _vanishes_behind(axes: Axes, node: ir.Node, units: frozenset[int]) -> bool:
-    given = [one for one in node.inputs if one is not None]
-    kind = node.op_type
-    if kind in _TERMS:
-        return all(_vanishes_in_part(axes, one, units, node) for one in given)
-    zero = (vanishes(axes, one, units) for one in given)  # asked for one by one
-    if kind in _FACTORS:
-        return any(zero)
-    if kind in _WEIGHTED:
-        return (next(zero) | next(zero)) and all(zero)
-    if kind in _NEEDS:
-        return all(vanishes(axes, given[index], units) for index in _NEEDS[kind])
-    return kind in _KEEPS_ZERO and next(zero)
+class _Looking:
+    """One look back from a tensor; what was found of a tensor on one way is not sought again on another."""
 
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._known: dict[tuple[ir.Value, frozenset[int]], bool] = {}
 
-def _vanishes_in_part(axes: Axes, value: ir.Value, units: frozenset[int], node: ir.Node) -> bool:
-    """A part of a concatenation need only hold some of the units."""
-    own = units & _carried(axes, value) if node.op_type == "Concat" else units
-    return (node.op_type == "Concat" and not own) or vanishes(axes, value, own)
+    def vanishes(self, value: ir.Value, units: frozenset[int]) -> bool:
+        key = (value, units)
+        if key not in self._known:
+            self._known[key] = self._look(value, units)
+        return self._known[key]
 
+    def _look(self, value: ir.Value, units: frozenset[int]) -> bool:
+        if not units or not units <= self._carried(value):
+            return False
+        node = value.producer()
+        return value.const_value is not None if node is None else self._look_behind(node, units)
 
-def _carried(axes: Axes, value: ir.Value) -> frozenset[int]:
-    """The classes along the axes of a tensor."""
-    every = [axes.classes.roots(ids).tolist() for ids in axes.of(value) if ids is not None]
-    return frozenset(number for numbers in every for number in numbers)
+    def _look_behind(self, node: ir.Node, units: frozenset[int]) -> bool:
+        given = [one for one in node.inputs if one is not None]
+        kind = node.op_type
+        if kind in _TERMS:
+            return all(self._vanishes_in_part(one, units, node) for one in given)
+        zero = (self.vanishes(one, units) for one in given)  # asked for one by one
+        if kind in _FACTORS:
+            return any(zero)
+        if kind in _WEIGHTED:
+            return (next(zero) | next(zero)) and all(zero)
+        if kind in _NEEDS:
+            return all(self.vanishes(given[index], units) for index in _NEEDS[kind])
+        return kind in _KEEPS_ZERO and next(zero)
+
+    def _vanishes_in_part(self, value: ir.Value, units: frozenset[int], node: ir.Node) -> bool:
+        """A part of a concatenation need only hold some of the units."""
+        own = units & self._carried(value) if node.op_type == "Concat" else units
+        return (node.op_type == "Concat" and not own) or self.vanishes(value, own)
+
+    def _carried(self, value: ir.Value) -> frozenset[int]:
+        """The classes along the axes of a tensor."""
+        every = [self._axes.classes.roots(ids).tolist() for ids in self._axes.of(value) if ids is not None]
+        return frozenset(number for numbers in every for number in numbers)

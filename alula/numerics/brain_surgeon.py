@@ -54,7 +54,9 @@ def damped(moments: Floats, damping: float = 0.01) -> Floats:  # [k, k] -> [k, k
     if not np.isfinite(moments).all():
         raise DataError("second moments hold NaN or infinity; clean the calibration data")
     size = float(np.mean(np.diag(moments))) if len(moments) else 0.0
-    return np.asarray(moments + (max(damping, LEAST_DAMPING) * size or 1.0) * np.eye(len(moments)))
+    made = moments.astype(np.float64)
+    made.flat[:: len(moments) + 1] += max(damping, LEAST_DAMPING) * size or 1.0
+    return made
 
 
 def removal_harms(  # [rows, k], [k, k], [n, s] -> [n]

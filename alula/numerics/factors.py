@@ -218,7 +218,9 @@ def divide_budget(costs: Sequence[Floats], harms: Sequence[Floats], limit: float
     chosen = [int(hull[0]) for hull in hulls]
     steps = []
     for item, hull in enumerate(hulls):
-        rates = np.diff(harms[item][hull]) / -np.diff(costs[item][hull])
+        rates = np.maximum.accumulate(
+            np.diff(harms[item][hull]) / -np.diff(costs[item][hull])
+        )  # whatever rounding says
         steps += [(float(rate), item, int(option)) for rate, option in zip(rates, hull[1:], strict=True)]
     total = sum(float(cost[option]) for cost, option in zip(costs, chosen, strict=True))
     for _, item, option in sorted(steps, key=lambda step: step[:1]):  # the steps of one item stay in their order

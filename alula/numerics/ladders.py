@@ -57,9 +57,21 @@ def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
             break
         rungs[place] = rung
         saved += saving
+    for place in sorted(range(len(ladders)), key=lambda one: -_harm(ladders[one], rungs[one])):
+        while rungs[place] >= 0 and saved - (back := _last(ladders[place], rungs[place])) >= budget:
+            rungs[place], saved = rungs[place] - 1, saved - back  # the last step saved more than was needed
     if saved < budget:
         raise RecipeError(f"at most {saved:.4g} can be saved within the limits, not {budget:.4g}")
     return rungs
+
+
+def _harm(ladder: Ladder, rung: int) -> float:
+    return float(ladder.harms[rung]) if rung >= 0 else 0.0
+
+
+def _last(ladder: Ladder, rung: int) -> float:
+    """What the last step to a rung saves."""
+    return float(ladder.savings[rung] - (ladder.savings[rung - 1] if rung else 0.0))
 
 
 def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]
@@ -94,5 +106,6 @@ def _hull_steps(ladder: Ladder) -> list[tuple[float, int, float]]:
         slopes = [(float(ladder.harms[rung]) - harm) / (float(ladder.savings[rung]) - saved) for rung in ahead]
         best = next(index for index, slope in enumerate(slopes) if slope <= min(slopes) + 1e-9 * abs(min(slopes)))
         at = ahead[best]
-        steps.append((slopes[best], at, float(ladder.savings[at]) - saved))
+        slope = max(slopes[best], steps[-1][0] if steps else -np.inf)  # rounding must not bring a later step forward
+        steps.append((slope, at, float(ladder.savings[at]) - saved))
         harm, saved = float(ladder.harms[at]), float(ladder.savings[at])

@@ -152,7 +152,9 @@ def sparsity_at(step: int, *, final: float, steps: int, initial: float = 0.0, st
 
 
 def allocate_globally(magnitudes: Sequence[np.ndarray], amount: float) -> list[float]:
-    """The share of each layer that is among the least of all; equals are shared out in proportion.
+    """The share of each layer that is among the least of all, but for one weight that stays at least.
+
+    Equals are shared out in proportion.
 
     >>> allocate_globally([np.array([1.0, 5.0]), np.array([2.0, 3.0])], 0.5)
     [0.5, 0.5]
@@ -172,7 +174,8 @@ def allocate_globally(magnitudes: Sequence[np.ndarray], amount: float) -> list[f
     equal = np.array([int((one == edge).sum()) for one in flat])
     due = np.floor(np.cumsum(equal) * ((count - below.sum()) / equal.sum()) + 1e-9)
     counts = below + np.diff(due, prepend=0)
-    return [float(gone) / max(one.size, 1) for gone, one in zip(counts, flat, strict=True)]
+    return [float(min(gone, one.size - 1)) / one.size if one.size else 0.0
+            for gone, one in zip(counts, flat, strict=True)]  # fmt: skip
 
 
 def allocate_by_shape(shapes: Sequence[Sequence[int]], amount: float) -> list[float]:

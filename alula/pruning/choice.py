@@ -64,5 +64,8 @@ class Pruning:
                               f"got {self.criterion!r} and {self.scope!r}")  # fmt: skip
         if self.blocks and self.scope != "sensitivity":
             raise RecipeError(f"blocks compare with units by sensitivity alone, got scope {self.scope!r}")
-        if self.rounds < 1:
-            raise RecipeError(f"rounds must be at least 1, got {self.rounds!r}")
+        for name, value, least in (("rounds", self.rounds, 1), ("seed", self.seed, 0), ("multiple", self.multiple, 1)):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise RecipeError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if isinstance(self.include, str) or isinstance(self.exclude, str):
+            raise RecipeError(f"include and exclude are tuples of patterns, got {self.include!r} and {self.exclude!r}")

@@ -70,7 +70,8 @@ def relative_cost(original: Model, goal: Goal, feeds: Mapping[str, np.ndarray]) 
     """
     if goal.kind == "latency":
         return Stopwatch(original, goal.target, feeds)
-    return lambda model: counted(model, goal.kind, feeds) / counted(original, goal.kind, feeds)
+    whole = counted(original, goal.kind, feeds)
+    return lambda model: counted(model, goal.kind, feeds) / whole
 
 
 def counted(model: Model, kind: Kind, feeds: Mapping[str, np.ndarray]) -> float:

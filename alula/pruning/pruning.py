@@ -14,6 +14,7 @@ from alula.pruning.goal import Goal, Stopwatch, counted
 from alula.pruning.ladders import Feeds
 from alula.pruning.step import Step, calibration_batches, one_example
 from alula.storage import storing
+from alula.training.batches import batches_of
 from alula.training.finetuning import Stage, distill, entered, teaching_loss
 from alula.training.scoring import Validation
 from alula.training.training import Training
@@ -49,17 +50,17 @@ def prune(
     pruning = pruning or Pruning()
     original = entered(model, data)
     batches = calibration_batches(original, data, labels, seed=pruning.seed)
-    loss = teaching_loss(original, labels)
-    current = original
+    loss = teaching_loss(original, labels, data)
+    current, identity = original, [original, pruning, goal, batches_of(original, data, labels).identity()]
     for number in range(1, pruning.rounds + 1):
         place = None if out is None else Path(out) / f"round-{number}"
         times = goal.times ** (number / pruning.rounds)
         step = Step(original, current, batches, goal, pruning)
-        current = step.pruned(times) if place is None else _recalled(place, step, times, [original, current, pruning])
+        current = step.pruned(times) if place is None else _recalled(place, step, times, [*identity, current])
         if training is not None:
             current = distill(current, original, data, labels, loss=loss, training=training, validation=validation,
                               out=place)  # fmt: skip
-    return current.edited(current.edit(), _what_it_came_to(original, current, goal, one_example(batches)))
+    return current.edited(current.edit(), _what_it_came_to(original, current, goal, one_example(original, batches)))
 
 
 def _recalled(place: Path, step: Step, times: float, identity: Sequence[Any]) -> Model:

@@ -9,13 +9,11 @@ from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from alula.errors import DataError, RecipeError
 from alula.graph.blocks import without_blocks
-from alula.graph.gradients import unit_sensitivities
+from alula.graph.gradients import RandomProjection, unit_sensitivities
 from alula.graph.layers import select
 from alula.graph.model import Model
 from alula.graph.removal import remove_units
@@ -35,10 +33,12 @@ from alula.pruning.ladders import (
     savings_of,
     summed_harms,
 )
+from alula.task_rows import fixed_batch
 from alula.techniques.compensation import compensate, moment_requests
 from alula.techniques.criteria import criterion_named, or_magnitude
 from alula.techniques.prune import computed_by
 from alula.training.batches import batches_of
+from alula.training.finetuning import loss_fitting
 
 CALIBRATION_BATCHES: Final = 32
 CALIBRATION_ROWS: Final = 16  # of each
@@ -70,7 +70,7 @@ class Step:
         self._couplings = computed_by(model, self._layers)
         if not self._couplings:
             raise RecipeError("no units of the chosen layers can go: all are read as a whole, or given out")
-        self._example = one_example(batches)
+        self._example = one_example(model, batches)
         self._cost: Cost = relative_cost(original, goal, self._example)
         self._statistics = Statistics()
 
@@ -98,7 +98,8 @@ class Step:
         if requests:
             self._statistics = collect(model, (feeds for feeds, _ in self._batches), requests)
         if by_labels:
-            seen = unit_sensitivities(model, couplings, self._batches, loss_of)
+            rows = self._batches if name == "taylor" else single_rows(model, self._batches)
+            seen = unit_sensitivities(model, couplings, rows, loss_of(model, self._batches, self._pruning.seed))
             orders = [seen[one.name] for one in couplings]
             return [order.first_order if name == "taylor" else order.second_order for order in orders]
         return or_magnitude(model, couplings, criterion.importances(model, couplings, self._statistics))
@@ -164,6 +165,9 @@ def meet(choose: Choose, cost: Callable[[Gone], float], wanted: float, kind: str
     Raises:
         RecipeError: even all that may go is not enough.
     """
+    nothing = choose(0.0)
+    if cost(nothing) <= wanted:
+        return nothing
     low, high, best = 0.0, 1.0, choose(1.0)
     least = cost(best)
     if least > wanted * (1 + TOLERANCE):
@@ -200,15 +204,34 @@ def calibration_batches(model: Model, data: Any, labels: Any = None, *, seed: in
     return found
 
 
-def one_example(batches: Batches) -> dict[str, np.ndarray]:
-    """The first row of the first batch."""
-    return {name: array[:1] for name, array in batches[0][0].items()}
+def one_example(model: Model, batches: Batches) -> dict[str, np.ndarray]:
+    """The first row of the first batch; as many as a graph of fixed batch takes."""
+    return {name: array[: fixed_batch(model) or 1] for name, array in batches[0][0].items()}
 
 
-def loss_of(outputs: Any, labels: Tensor | None) -> Tensor:
-    """What gradients are taken of: cross-entropy against whole labels, else a random projection of the outputs."""
-    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    if labels is not None and not labels.is_floating_point() and first.ndim == 2 and first.shape[1] > 1:
-        return functional.cross_entropy(first, labels)
-    generator = torch.Generator().manual_seed(first.numel())
-    return (first * torch.randn(first.shape, generator=generator)).sum()
+def single_rows(model: Model, batches: Batches) -> Batches:
+    """Each row by itself, where the graph leaves the batch free: the Fisher information is that of single examples."""
+    if fixed_batch(model) is not None:
+        return batches
+    return [
+        (
+            {name: array[row : row + 1] for name, array in feeds.items()},
+            None if labels is None else labels[row : row + 1],
+        )
+        for feeds, labels in batches
+        for row in range(len(next(iter(feeds.values()))))
+    ]
+
+
+def loss_of(model: Model, batches: Batches, seed: int) -> Callable[[Any, Any], Tensor]:
+    """What gradients are taken of: the loss that labels call for; without any, a random projection of the outputs."""
+    labels = batches[0][1]
+    if labels is None:
+        return RandomProjection(seed)
+    fitting, name = loss_fitting(model, labels.numpy()), model.outputs[0].name
+
+    def loss(outputs: Any, labels: Any) -> Tensor:
+        first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return fitting({name: first}, {}, labels)
+
+    return loss

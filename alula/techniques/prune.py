@@ -83,6 +83,11 @@ class Prune:
         """
         _check_finite(model, context.layers)
         couplings = computed_by(model, context.layers)
+        if not context.layers:
+            raise RecipeError(
+                "there is no layer whose weights are numbers to prune by: they are codes or computed; prune first, and "
+                "quantize, cluster or store sparse afterwards"
+            )
         if not couplings:
             raise RecipeError(
                 f"none of the {len(context.layers)} layers computes channels, heads or features that can go: what a "
@@ -98,6 +103,8 @@ class Prune:
         if self._compensates:
             model = compensate(model, couplings, gone, context.statistics, self.damping)
         smaller = remove_units(model, gone) if gone else model
+        if not gone:
+            notes.append(Note("pruning", "nothing was taken out: amount, least and multiple leave nothing to go"))
         produced = {member.initializer for one in couplings for member in one.members if member.produces}
         kept = [layer for layer in context.layers if layer.weight not in produced]
         notes += [

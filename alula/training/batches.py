@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from alula.errors import DataError, at
 from alula.examples import hash_all
-from alula.graph.model import Model
+from alula.graph.model import Model, TensorSpec
 from alula.task_rows import as_array, check_finite, fit_inputs, fixed_batch
 from alula.training.training import Augment
 
@@ -93,7 +94,7 @@ class RowBatches:
         inputs = {name: torch.from_numpy(array[rows]) for name, array in self.arrays.items()}
         if self._augment is not None:
             generator = torch.Generator()
-            generator.manual_seed(int(np.random.default_rng([self._seed, *draw]).integers(2**62)))
+            generator.manual_seed(_mixed(self._seed, *draw))
             inputs = _augmented(self._augment, inputs, generator)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
         return Batch(inputs, labels, None if self.augments else rows)
@@ -104,11 +105,13 @@ class LoaderBatches:
 
     augments = True  # nothing is known of what it does to its rows
 
-    def __init__(self, loader: Iterable[Any], names: Sequence[str], *, seed: int = 0) -> None:
+    def __init__(self, loader: Iterable[Any], specs: Sequence[TensorSpec], *, seed: int = 0) -> None:
+        if not isinstance(loader, Iterable):
+            raise DataError(f"data are arrays, or an iterable of batches; got {type(loader).__name__}")
         if iter(loader) is loader:
             raise DataError("a generator can be walked through once, training does it every epoch; give a list of "
                             "batches, a DataLoader, or arrays")  # fmt: skip
-        self._loader, self._names, self._seed = loader, tuple(names), seed
+        self._loader, self._specs, self._seed = loader, tuple(specs), seed
 
     def __len__(self) -> int:
         try:
@@ -117,19 +120,27 @@ class LoaderBatches:
             raise DataError("the loader tells no length, which the learning rate needs; give it a __len__") from None
 
     def identity(self) -> str:
-        """Fingerprint of what is known of the data: no more than how many batches there are."""
-        return hash_all([len(self), self._names, self._seed])
+        """Fingerprint of what is known of the data: how many batches there are, and the first."""
+        first = next(self.epoch(0), None)
+        content = [] if first is None else [*first.inputs.values(), *([] if first.labels is None else [first.labels])]
+        return hash_all([len(self), self._seed, [tensor.numpy() for tensor in content]])
 
     def epoch(self, number: int, *, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """The batches of an epoch; those before ``start`` are drawn and left out, so that the others stay the same."""
-        torch.manual_seed(self._seed * 1_000_003 + number)
+        torch.manual_seed(_mixed(self._seed, number))
         set_epoch = getattr(getattr(self._loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(number)
-        for index, item in enumerate(self._loader):
+        drawn = iter(self._loader)
+        for index in itertools.count():
+            torch.manual_seed(_mixed(self._seed, number, index))  # of datasets that draw as they give their rows
+            try:
+                item = next(drawn)
+            except StopIteration:
+                return
             if index >= start:
                 with at(f"batch {index} of epoch {number}"):
-                    yield _shared(_batch_of(item, self._names), share)
+                    yield _shared(_batch_of(item, self._specs), share)
 
 
 def batches_of(
@@ -158,8 +169,11 @@ def batches_of(
     """
     if not _is_arrays(data):
         if labels is not None or augment is not None:
-            raise DataError("labels and augmentation are the loader's own matter where data is an iterable of batches")
-        return LoaderBatches(data, [spec.name for spec in model.inputs], seed=seed)
+            raise DataError(
+                f"data is a {type(data).__name__}, so an iterable of batches: labels and augmentation are its own; "
+                "give rows as arrays"
+            )
+        return LoaderBatches(data, model.inputs, seed=seed)
     with at("training data"):
         arrays = fit_inputs(model, data)
     rows = len(next(iter(arrays.values())))
@@ -176,14 +190,19 @@ def batches_of(
     return RowBatches(arrays, array, fixed or batch_size, seed=seed, augment=augment)
 
 
+def _mixed(*numbers: int) -> int:
+    """A seed that all of some numbers decide."""
+    return int(np.random.default_rng(numbers).integers(2**62))
+
+
 def _is_arrays(data: Any) -> bool:
     if isinstance(data, Mapping):
         return True
     return hasattr(data, "__array__") or hasattr(data, "__array_interface__")
 
 
-def _batch_of(item: Any, names: Sequence[str]) -> Batch:
-    labels = None
+def _batch_of(item: Any, specs: Sequence[TensorSpec]) -> Batch:
+    labels, names = None, [spec.name for spec in specs]
     if isinstance(item, Mapping):
         inputs = {str(name): value for name, value in item.items() if name != "labels"}
         labels = item.get("labels")
@@ -199,12 +218,31 @@ def _batch_of(item: Any, names: Sequence[str]) -> Batch:
         raise DataError(f"a batch is a mapping of {list(names)} and labels, or (inputs, labels); got {_kind(item)}")
     if set(inputs) != set(names):
         raise DataError(f"a batch must hold the inputs {sorted(names)}, got {sorted(inputs)}")
-    made = Batch({name: torch.as_tensor(inputs[name]) for name in names},
+    made = Batch({spec.name: _fitting(torch.as_tensor(inputs[spec.name]), spec) for spec in specs},
                  None if labels is None else torch.as_tensor(labels))  # fmt: skip
     for name, tensor in made.inputs.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"input {name!r} holds NaN or infinity; remove or repair these rows")
     return made
+
+
+def _fitting(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """A tensor in the type that the graph wants, if that is a matter of precision only.
+
+    Raises:
+        DataError: its type or shape is another, or it has no rows.
+    """
+    wanted = torch.from_numpy(np.empty(0, spec.dtype)).dtype if spec.dtype.name != "bfloat16" else torch.bfloat16
+    if tensor.is_floating_point() == wanted.is_floating_point and tensor.dtype != torch.bool:
+        tensor = tensor.to(wanted)
+    lengths = spec.shape or tensor.shape
+    fits = len(lengths) == tensor.ndim and all(
+        not isinstance(want, int) or want == have for want, have in zip(lengths, tensor.shape, strict=True)
+    )
+    if tensor.dtype != wanted or not fits or 0 in tensor.shape[:1]:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(f"the model wants {spec}, with one row at least; got {kind}{list(tensor.shape)}")
+    return tensor
 
 
 def _shared(batch: Batch, share: tuple[int, int]) -> Batch:
@@ -220,6 +258,9 @@ def _augmented(augment: Augment, inputs: Inputs, generator: torch.Generator) -> 
     changed = augment(inputs, generator)
     if not isinstance(changed, Mapping) or set(changed) != set(inputs):
         raise DataError(f"augment must give the inputs {sorted(inputs)} back, got {_kind(changed)}")
+    for name, tensor in changed.items():
+        if tensor.shape != inputs[name].shape or tensor.dtype != inputs[name].dtype:
+            raise DataError(f"augment must keep shape and type of {name!r}, got {tensor.dtype}{list(tensor.shape)}")
     return dict(changed)
 
 

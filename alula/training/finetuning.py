@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from alula.graph.export import as_model
 from alula.graph.model import Model, Note
 from alula.graph.returning import update_module
 from alula.task_rows import as_array
-from alula.training.batches import Batches, batches_of
+from alula.training.batches import Batches, LoaderBatches, batches_of
 from alula.training.blockwise import TeacherFed, block_of, check_same
 from alula.training.loss import Loss
 from alula.training.losses import BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
@@ -80,9 +81,9 @@ def finetune(
         ModelError: the module cannot be exported, or an operator has no gradient (named).
     """
     original = entered(model, data)
-    stages = _stages(training, loss or loss_for(original, data, labels))
+    stages = _stages(training, loss or loss_for(original, data, labels), _foreign(model, original))
     trained = _train_stages(original, (data, labels), stages, (), validation=validation, out=out)
-    return update_module(model, original, trained) if isinstance(model, nn.Module) else trained
+    return _left(model, original, trained, data)
 
 
 def distill(
@@ -123,10 +124,10 @@ def distill(
     if data is None:
         data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training))
         notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
-    stages = _stages(training, loss or teaching_loss(original, labels))
+    stages = _stages(training, loss or teaching_loss(original, labels, data), _foreign(student, original))
     trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out)
     trained = trained.edited(trained.edit(), notes)
-    return update_module(student, original, trained) if isinstance(student, nn.Module) else trained
+    return _left(student, original, trained, data)
 
 
 def _train_stages(
@@ -166,13 +167,30 @@ def _train_block(model: Model, batches: Batches, stage: Stage, teachers: Sequenc
     return grafted.edited(grafted.edit(), [Note(f"{' to '.join(stage.between)}", trained.notes[-1].text)])
 
 
-def _stages(training: Training | Sequence[Stage] | None, loss: Loss) -> tuple[Stage, ...]:
+def _stages(training: Training | Sequence[Stage] | None, loss: Loss, frozen: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+    """The stages of training, each with some initializers frozen beside those that it freezes itself."""
     if training is None or isinstance(training, Training):
-        return (Stage(loss, training or Training()),)
+        training = (Stage(loss, training or Training()),)
     stages = tuple(training)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise RecipeError("training must be a Training, or a sequence of Stage(loss, training)")
-    return stages
+    return tuple(
+        stage
+        if stage.between
+        else replace(stage, training=replace(stage.training, freeze=(*stage.training.freeze, *frozen)))
+        for stage in stages
+    )
+
+
+def _foreign(thing: Trainable, exported: Model) -> tuple[str, ...]:
+    """Patterns of the initializers that a module has not, such as first states that the exporter made: they stay."""
+    if not isinstance(thing, nn.Module):
+        return ()
+    known = set(thing.state_dict())
+    floating = {name for name, value in exported.graph.initializers.items()
+                if value.const_value is not None and value.const_value.dtype.is_floating_point()
+                and value.const_value.size > 1}  # fmt: skip
+    return tuple(glob.escape(name) for name in sorted(floating) if not known.issuperset(name.split("+")))
 
 
 def _seed(training: Training | Sequence[Stage] | None) -> int:
@@ -192,38 +210,65 @@ def entered(thing: Trainable, data: Any) -> Model:
                     "export_module(module, example)")  # fmt: skip
 
 
+def _left(thing: Trainable, original: Model, trained: Model, data: Any) -> Any:
+    """The trained graph as what was given: a copy of a module, else a Model."""
+    if not isinstance(thing, nn.Module):
+        return trained
+    return update_module(thing, original, trained, lambda module: entered(module, data))
+
+
 def loss_for(model: Model, data: Any, labels: Any) -> Loss:
-    """Cross-entropy for labels that are whole numbers, else squared error, or what a sigmoid at the end asks for."""
-    kind = _kind_of(data, labels)
+    """What labels call for, given beside the data or in its batches.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = _labels_among(data, labels)
+    if found is None:
+        raise DataError("there are no labels to train by; give labels=..., or distill from a teacher")
+    return loss_fitting(model, found)
+
+
+def loss_fitting(model: Model, labels: np.ndarray) -> Loss:
+    """Cross-entropy for whole labels, one per row; for as many as there are outputs, or where the graph ends in a
+    sigmoid, cross-entropy of each by itself; else squared error.
+    """  # noqa: D205
     ending = _ending(model)
-    if kind == "whole":
+    if _are_apart(model, labels) or (labels.dtype.kind == "f" and ending == "Sigmoid"):
+        return BinaryCrossEntropy(probabilities=ending == "Sigmoid")
+    if labels.dtype.kind in "iub":
         return CrossEntropy(probabilities=ending in ("Softmax", "Sigmoid"))
-    if ending == "Sigmoid":
-        return BinaryCrossEntropy(probabilities=True)
     return SquaredError()
 
 
-def teaching_loss(model: Model, labels: Any) -> Loss:
+def teaching_loss(model: Model, labels: Any, data: Any = None) -> Loss:
     """Soft labels where whole labels say that outputs are classes, else the squared error against the teacher."""
-    ending = _ending(model)
-    if labels is not None and as_array(labels, "labels").dtype.kind in "iub":
-        return SoftLabels(probabilities=ending in ("Softmax", "Sigmoid"))
-    return SquaredError(against="teacher")
+    found, ending = _labels_among(data, labels), _ending(model)
+    if found is None or found.dtype.kind not in "iub":
+        return SquaredError(against="teacher")
+    if _are_apart(model, found):
+        return BinaryCrossEntropy(against="teacher", probabilities=ending == "Sigmoid")
+    return SoftLabels(probabilities=ending in ("Softmax", "Sigmoid"))
 
 
-def _kind_of(data: Any, labels: Any) -> str:
-    """Whether labels are whole numbers; of an iterable of batches, those of its first batch."""
+def _are_apart(model: Model, labels: np.ndarray) -> bool:
+    """Whether each output has a label of its own, 0 or 1: classes that do not exclude each other."""
+    shape = model.outputs[0].shape
+    fits = shape is not None and len(shape) == labels.ndim > 1 and labels.shape[-1] == shape[-1] != 1
+    return fits and labels.dtype.kind in "iub" and bool(((labels == 0) | (labels == 1)).all())
+
+
+def _labels_among(data: Any, labels: Any) -> np.ndarray | None:
+    """Labels as an array; of an iterable of batches, those of its first batch."""
     if labels is not None:
-        return "whole" if as_array(labels, "labels").dtype.kind in "iub" else "numbers"
-    if isinstance(data, Mapping) or hasattr(data, "__array__"):
-        raise DataError("there are no labels to train by; give labels=..., or distill from a teacher")
+        return as_array(labels, "labels")
+    if data is None or isinstance(data, Mapping) or hasattr(data, "__array__"):
+        return None
+    LoaderBatches(data, ())  # refuses what can be walked through only once
     first = next(iter(data), None)
-    found = (
-        first.get("labels") if isinstance(first, Mapping) else first[-1] if isinstance(first, tuple | list) else None
-    )
-    if found is None:
-        raise DataError("the batches hold no labels to train by; give some, or distill from a teacher")
-    return "numbers" if torch.as_tensor(found).is_floating_point() else "whole"
+    pair = isinstance(first, tuple | list) and len(first) == 2
+    found = first.get("labels") if isinstance(first, Mapping) else first[1] if pair and first is not None else None
+    return None if found is None else torch.as_tensor(found).numpy()
 
 
 def _ending(model: Model) -> str:

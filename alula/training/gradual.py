@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -11,6 +11,11 @@ import numpy as np
 
 from alula.errors import RecipeError
 from alula.numerics.sparsity import allocate_by_shape, allocate_globally, count_removed, least, sparsity_at
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a weight has two axes at least that are longer than 1; biases of recurrent layers have one."""
+    return sum(length > 1 for length in shape) >= 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,33 @@ class Gradual:
 
     def chooses_at(self, step: int, steps: int) -> bool:
         """Whether zeros are chosen after this many of all steps; at the end of the rise in any case."""
-        first, last = round(self.begin * steps), max(1, round(self.end * steps))
+        first, last = self._rise(steps)
         return first < step <= last and ((step - first) % self.every == 0 or step == last)
+
+    def is_reached(self, step: int, steps: int) -> bool:
+        """Whether the amount is reached after this many of all steps."""
+        return step >= self._rise(steps)[1]
+
+    def _rise(self, steps: int) -> tuple[int, int]:
+        """The steps before which nothing goes, and after which the amount is reached."""
+        first = min(round(self.begin * steps), steps - 1)
+        return first, max(first + 1, round(self.end * steps))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise RecipeError where a pattern of what to exclude matches no initializer."""
+        known = list(names)
+        for pattern in self.exclude:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise RecipeError(f"exclude pattern {pattern!r} matches none of {', '.join(known[:6])}, ...")
 
     def masks(self, weights: Mapping[str, np.ndarray], step: int, steps: int) -> dict[str, np.ndarray]:
         """Where weights stay, by name, after this many of all steps; of weights of two axes and more."""
-        start, stop = round(self.begin * steps), max(1, round(self.end * steps))
-        share = sparsity_at(step, final=self.amount, steps=max(stop - start, 1), start=start)
+        start, stop = self._rise(steps)
+        share = sparsity_at(step, final=self.amount, steps=stop - start, start=start)
         chosen = {
             name: np.abs(weight)
             for name, weight in weights.items()
-            if weight.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+            if is_matrix(weight.shape) and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
         }
         if not chosen:
             raise RecipeError("no weight is left to make sparse: all have one axis, or are excluded")

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,6 +20,7 @@ from alula.graph.model import Model
 from alula.graph.trainable import restored
 from alula.training.batches import Batch
 from alula.training.checkpoint import optimiser_state, restore_optimiser
+from alula.training.gradual import is_matrix
 from alula.training.loss import Loss
 from alula.training.modules import feeds_of, find_nonfinite, in_bfloat16, inside, lifted, named_outputs
 from alula.training.training import Training, learning_rate_at
@@ -50,6 +52,8 @@ class Learner:
         self._lifted = lifted(model, self._also).to(self.device)
         self.parameters = select_parameters(self._lifted, training.freeze)
         self._masks = zero_masks(self.parameters) if training.keep_zeros else {}
+        if training.gradual is not None:
+            training.gradual.check(name for name, _ in self.parameters)
         self._average = _average_of(self._lifted, training.averaging)
         self._projections = self._project(first, told or {})
         self._module = self._accelerator.prepare(self._lifted)
@@ -58,6 +62,8 @@ class Learner:
 
     def _project(self, first: Batch, told: Mapping[str, Tensor]) -> nn.ModuleDict:
         """What the loss trains beside the graph, for tensors of the shapes that a first batch gives."""
+        if not told:
+            return nn.ModuleDict()
         with torch.no_grad():
             seen = self._see(self._lifted.eval(), feeds_of(self._model, first.inputs, self.device))
         ours, theirs = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (seen, told))
@@ -101,12 +107,18 @@ class Learner:
         gradual = self._training.gradual
         if gradual is not None and gradual.chooses_at(step + 1, steps):
             weights = {name: parameter.detach().cpu().numpy() for name, parameter in self.parameters}
-            kept = gradual.masks(weights, step + 1, steps)
-            self._masks |= {name: torch.from_numpy(mask).to(self.device) for name, mask in kept.items()}
+            self._keep_only(gradual.masks(weights, step + 1, steps))
         apply_masks(self.parameters, self._masks)
         if self._average is not None:
             self._average.update_parameters(self._lifted)
+            apply_masks(named_parameters(self._average.module), self._masks)
         return total
+
+    def _keep_only(self, kept: Mapping[str, np.ndarray]) -> None:
+        """Add zeros to those that there are."""
+        for name, mask in kept.items():
+            fresh = torch.from_numpy(mask).to(self.device)
+            self._masks[name] = fresh & self._masks[name] if name in self._masks else fresh
 
     def _backward(self, part: Batch, told: Mapping[str, Tensor], weight: float) -> float:
         feeds = feeds_of(self._model, part.inputs, self.device)
@@ -115,7 +127,7 @@ class Learner:
         labels = None if part.labels is None else part.labels.to(self.device)
         loss = self._loss(seen, told, labels, self._projections) * weight
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not self._is_finite_everywhere(value):
             raise Diverged(f"the loss is {value}, first in {find_nonfinite(self._lifted, feeds)}")
         if not loss.requires_grad:
             raise ModelError(
@@ -124,6 +136,14 @@ class Learner:
             )
         self._accelerator.backward(loss)
         return value
+
+    def _is_finite_everywhere(self, value: float) -> bool:
+        """Whether the loss is finite in all processes: if one stopped alone, the others would wait for it."""
+        finite = math.isfinite(value)
+        if self.share[1] == 1:
+            return finite
+        flag = torch.tensor(float(finite), device=self.device)
+        return float(self._accelerator.reduce(flag, "mean")) == 1
 
     def _share_projections(self) -> None:
         """The mean of all processes' gradients, for what is not part of the graph."""
@@ -167,6 +187,7 @@ def select_parameters(module: LiftedGraph, freeze: Sequence[str]) -> list[tuple[
 
     Raises:
         RecipeError: a pattern matches nothing, or nothing is left to train.
+        ModelError: weights are in half precision.
     """
     names = module.initializer_names
     for pattern in freeze:
@@ -179,6 +200,12 @@ def select_parameters(module: LiftedGraph, freeze: Sequence[str]) -> list[tuple[
         parameter.requires_grad_(path in read and not any(fnmatchcase(name, pattern) for pattern in freeze))
         if parameter.requires_grad:
             chosen.append((name, parameter))
+    half = next((name for name, parameter in chosen if parameter.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        raise ModelError(
+            f"the weight {half!r} is in half precision, in which small steps are lost; train a float32 graph: apply "
+            "Float32() before, and Float16() afterwards"
+        )
     if not chosen:
         raise RecipeError("nothing is left to train: the graph has no floating-point weights, or all are frozen")
     return chosen
@@ -187,8 +214,8 @@ def select_parameters(module: LiftedGraph, freeze: Sequence[str]) -> list[tuple[
 def make_optimiser(parameters: Parameters, training: Training) -> torch.optim.Optimizer:
     """The optimiser; weights of one axis (biases, scales) do not decay."""
     groups = [
-        {"params": [one for _, one in parameters if one.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [one for _, one in parameters if one.ndim < 2], "weight_decay": 0.0},
+        {"params": [one for _, one in parameters if is_matrix(one.shape)], "weight_decay": training.weight_decay},
+        {"params": [one for _, one in parameters if not is_matrix(one.shape)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if training.optimiser == "sgd":
@@ -196,12 +223,19 @@ def make_optimiser(parameters: Parameters, training: Training) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=training.learning_rate)
 
 
+def named_parameters(module: nn.Module) -> Parameters:
+    """The parameters of a copy of a lifted module, by initializer."""
+    assert isinstance(module, LiftedGraph)
+    names = module.initializer_names
+    return [(names.get(path, path), parameter) for path, parameter in module.named_parameters()]
+
+
 def zero_masks(parameters: Parameters) -> dict[str, Tensor]:
     """Where weights are not zero, by name, for those that are zero in part."""
     masks = {}
     for name, parameter in parameters:
         kept = parameter.detach() != 0
-        if parameter.ndim >= 2 and 0 < int(kept.sum()) < kept.numel():
+        if is_matrix(parameter.shape) and 0 < int(kept.sum()) < kept.numel():
             masks[name] = kept
     return masks
 
@@ -229,4 +263,7 @@ def _parts(batch: Batch, told: Mapping[str, Tensor], count: int) -> Iterator[tup
         if stop > start:
             inputs = {name: tensor[start:stop] for name, tensor in batch.inputs.items()}
             labels = None if batch.labels is None else batch.labels[start:stop]
-            yield Batch(inputs, labels), {name: tensor[start:stop] for name, tensor in told.items()}
+            yield (
+                Batch(inputs, labels),
+                {name: tensor[start:stop] if tensor.ndim else tensor for name, tensor in told.items()},
+            )

@@ -55,8 +55,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 def find_nonfinite(module: LiftedGraph, feeds: Sequence[Tensor]) -> str:
     """The first node of the graph that gives NaN or infinity, in words; run anew, node by node."""
-    for path, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"the weight {module.initializer_names.get(path, path)!r}"
     watch = _Watch(module)
     with torch.no_grad():

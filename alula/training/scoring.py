@@ -24,10 +24,18 @@ def score_by(model: Model, validation: Validation) -> Score:
     Raises:
         DataError: a pair does not fit the graph, or a task has several parts.
     """
-    if isinstance(validation, tuple):
+    if isinstance(validation, tuple | list):
+        if len(validation) != 2:
+            raise DataError(
+                f"validation is score(model), a Task, or a pair of inputs and labels; got {len(validation)}"
+            )
         inputs, labels = validation
         validation = task_from_arrays(model, inputs, labels, calibration=inputs, batch_size=128)
     if not isinstance(validation, Task):
+        if not callable(validation):
+            raise DataError(
+                f"validation is score(model), a Task, or a pair of inputs and labels; got {type(validation).__name__}"
+            )
         return validation
     if len(validation.parts) > 1:
         raise DataError(f"the task has the parts {sorted(validation.parts)}; give score(model) as a function instead")

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,6 +117,8 @@ def train(
     training = training or Training()
     if training.accumulate > 1 and fixed_batch(model) is not None:
         raise RecipeError(f"the graph takes {fixed_batch(model)} rows in every call; accumulate must be 1")
+    if training.patience is not None and (around is None or around.score is None):
+        raise RecipeError("patience counts epochs without a better score, and there is no score; give validation=...")
     for one in teachers:
         check_teacher(one, model)
     rows = batches.rows if isinstance(batches, RowBatches) and not batches.augments else 0
@@ -124,7 +127,8 @@ def train(
     if first is None:
         raise DataError("the data gave no batch; give at least one row")
     learner = Learner(model, loss, training, first, teacher(first) if teacher else None)
-    identity = hash_all([model.fingerprint, training, loss, [one.fingerprint for one in teachers], batches.identity()])
+    identity = hash_all([model.fingerprint, training, loss, [one.fingerprint for one in teachers], batches.identity(),
+                         around.score if around else None])  # fmt: skip
     run = _Run(learner, batches, training, teacher, around or Around())
     return run.go(identity)
 
@@ -143,7 +147,7 @@ class _Run:
         self.learner, self.batches, self.training, self.teacher = learner, batches, training, teacher
         self.around, self.identity = around, ""
         self.steps = max(1, math.ceil(training.epochs * len(batches)))
-        self.step = 0
+        self.step, self.is_whole = 0, True  # not whole: interrupted between the first and last change of a step
         self.losses: list[float] = []  # of the epoch that is under way
         self.history: list[Epoch] = []
         self.best: Mapping[str, Any] | None = None  # state of the best score
@@ -152,6 +156,10 @@ class _Run:
     def go(self, identity: str) -> Trained:
         """Train to the end, from where an earlier run of the same identity stopped."""
         self.identity = identity
+        with torch.random.fork_rng():  # the user's own draws go on as if nothing had been trained
+            return self._go()
+
+    def _go(self) -> Trained:
         self._resume()
         good = _copied(self.learner.state())
         try:
@@ -167,7 +175,8 @@ class _Run:
             )
             raise TrainingError(text, self._trained("the loss was not finite")) from None
         except BaseException:
-            self._save()
+            if self.is_whole:
+                self._save()
             raise
         self._save()
         return self._trained(self._reason())
@@ -177,8 +186,10 @@ class _Run:
         for batch in self.batches.epoch(number, start=start, share=self.learner.share):
             torch.manual_seed(self.training.seed * 1_000_003 + self.step)  # of dropout, if the graph has any
             told = self.teacher(batch) if self.teacher else {}
+            self.is_whole = False
             self.losses.append(self.learner.learn(batch, told, self.step, self.steps))
             self.step += 1
+            self.is_whole = True
             self._report()
             if self._is_epoch_done():
                 self._end_epoch(number)
@@ -195,28 +206,44 @@ class _Run:
 
     def _end_epoch(self, number: int) -> None:
         score = None if self.around.score is None else self._scored(self.around.score)
-        best = max((epoch.score for epoch in self.history if epoch.score is not None), default=-math.inf)
+        best = max(self._scores(), default=-math.inf)
         self.history.append(Epoch(number + 1, sum(self.losses) / len(self.losses), score))
         self.losses = []
-        if score is not None and score > best:
+        if score is not None and score > best and self._may_be_best():
             self.best = _copied(self.learner.state())
         _log.info("epoch %d: loss %.4g, score %s", number + 1, self.history[-1].loss, score)
         self._save()
 
     def _scored(self, score: Score) -> float:
-        value = self.learner.agree(float(score(self.learner.graph())) if self.learner.is_first else None)
-        if not isinstance(value, float) or math.isnan(value):
+        value = self.learner.agree(score(self.learner.graph()) if self.learner.is_first else None)
+        if not isinstance(value, Real) or math.isnan(value):
             raise DataError(f"score(model) must give a number, got {value!r}")
-        return value
+        return float(value)
 
     def _report(self) -> None:
         if self.around.report is not None and self.learner.is_first:
             score = self.history[-1].score if self.history else None
             self.around.report(Progress(self.step, self.steps, self.losses[-1], score))
 
+    def _scores(self) -> list[float]:
+        """Scores of the epochs that can be the best."""
+        told = [epoch.score for epoch in self.history if epoch.score is not None]
+        return told[self._rising_epochs() :]
+
+    def _rising_epochs(self) -> int:
+        """Epochs at whose end weights still had to become zero: they count neither as best nor for patience."""
+        gradual, length = self.training.gradual, len(self.batches)
+        if gradual is None:
+            return 0
+        ends = [min(number * length, self.steps) for number in range(1, len(self.history) + 1)]
+        return sum(not gradual.is_reached(end, self.steps) for end in ends)
+
+    def _may_be_best(self) -> bool:
+        return self.training.gradual is None or self.training.gradual.is_reached(self.step, self.steps)
+
     def _since_best(self) -> int:
         """Epochs since the best score."""
-        scores = [epoch.score for epoch in self.history if epoch.score is not None]
+        scores = self._scores()
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def _is_patience_over(self) -> bool:

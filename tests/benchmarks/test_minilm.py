@@ -11,7 +11,7 @@ import torch
 from alula.graph.channels import find_couplings
 from alula.graph.model import Model
 from alula.testing.models import model_from_text
-from benchmarks.minilm_pruning import DROPPED, file_name, lost, makers, read_rows, render, right_of
+from benchmarks.minilm_pruning import DROPPED, file_name, lost, makers, read_rows, render, right_of, t_interval
 from benchmarks.networks.spam import (
     LAYERS,
     MASK,
@@ -184,12 +184,12 @@ ROWS = {
 
 def test_page() -> None:
     text = render({
-        "rows": ROWS, "messages": {"training": 1000, "selection": 20, "held_out": 30}, "tokens": 24, "epochs": 2.0,
-        "machine": {"processor": "P"}, "versions": {"numpy": "2"},
+        "rows": ROWS, "messages": {"training": 1000, "selection": 20, "held_out": 30}, "tokens": 24, "timed": 16,
+        "epochs": 2.0, "machine": {"processor": "P"}, "versions": {"numpy": "2"},
     })  # fmt: skip
     assert "| original | 8.0 |  | 2.0 | 98.00% |  | 97.50% |" in text
     assert "| distilled, seed 0 | 2.0 | 4.00 | 2.0 | 98.00% | 0.20 (-0.80 to 1.20) | 97.50% |" in text
-    assert "Distilled: 0.30 points lost in the mean of 2 seeds (0.20 to 0.40)." in text
+    assert "Distilled: 0.30 ± 1.27 points lost (95 % t-interval over 2 seeds, on these messages), at most 0.40." in text
     assert "Labels alone" not in text
     assert "| distilled, seed 0 | 1 | 1.00 | 4.00 (3.90 to 4.10) |" in text
     assert text.count("commit abc.") == 1
@@ -197,15 +197,20 @@ def test_page() -> None:
 
 
 def test_rows_that_are_there_are_kept_unless_asked(tmp_path: Any) -> None:
-    assert read_rows(tmp_path, again=False) == {}
-    (tmp_path / "minilm_pruning.json").write_text('{"rows": {"original": {"macs": 1}}}')
-    assert read_rows(tmp_path, again=False) == {"original": {"macs": 1}}
-    assert read_rows(tmp_path, again=True) == {}
+    assert read_rows(tmp_path, again=None) == {}
+    (tmp_path / "minilm_pruning.json").write_text('{"rows": {"original": {"macs": 1}, "time, 1 threads": {}}}')
+    assert set(read_rows(tmp_path, again=None)) == {"original", "time, 1 threads"}
+    assert read_rows(tmp_path, again="time") == {"original": {"macs": 1}}
+    assert read_rows(tmp_path, again="") == {}
+
+
+def test_t_interval() -> None:
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
 
 
 def test_the_original_comes_first_and_times_after_what_they_time() -> None:
     names = list(makers(None, [3, 4]))  # type: ignore[arg-type]  # nothing is made yet
     assert names[0] == "original"
     assert names.index("time, 1 threads") > names.index("distilled, seed 3")
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 10
     assert set(DROPPED) < set(range(LAYERS))

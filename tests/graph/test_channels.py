@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from alula import export_module
 from alula.errors import ModelError
 from alula.graph.channels import Classes, find_couplings, trace_axes
 from alula.graph.removal import remove_units
@@ -58,8 +59,10 @@ def test_what_cannot_go_is_refused_with_the_reason():
         remove_units(model, {first.name: range(first.size)})
     with pytest.raises(ModelError, match=f"has {first.size} units, numbered from 0"):
         remove_units(model, {first.name: [first.size]})
-    with pytest.raises(ModelError, match="no units are called 'head'"):
+    with pytest.raises(ModelError, match="the units of layer 'head' cannot go: they reach the graph's output"):
         remove_units(model, {"head": [0]})
+    with pytest.raises(ModelError, match=f"no units are called 'nothing'; the graph has {first.name}"):
+        remove_units(model, {"nothing": [0]})
 
 
 def test_taking_nothing_out_changes_nothing():
@@ -136,3 +139,21 @@ def test_axes_that_stay_do_not_carry_units():
     assert packed.indices.tolist() == [
         [part * 16 + head * 4 + i for part in range(3) for i in range(4)] for head in range(4)
     ]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["the last state", "every state"])
+def test_steps_of_a_recurrent_layer_stay(given: bool) -> None:
+    """A convolution whose channels become the steps of an LSTM."""
+
+    class Steps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.cells = torch.nn.Conv1d(3, 8, 3, padding=1), torch.nn.LSTM(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states, (last, _) = self.cells(self.conv(x).transpose(0, 1))
+            return last[0].sum(1) if given else states.sum((0, 2))
+
+    torch.manual_seed(0)
+    model = export_module(Steps(), torch.zeros(2, 3, 5))
+    assert "conv" not in [coupling.name for coupling in find_couplings(model)]

@@ -47,6 +47,7 @@ def test_no_choice_that_saves_as_much_does_less_harm(places: list, share: float)
 def test_a_rung_that_saves_nothing_more_is_passed_over() -> None:
     stairs = Ladder(np.array([1.0, 2.0, 3.0]), np.array([0.0, 5.0, 5.0]))
     assert climb([stairs], 1.0) == [1]
+    assert climb([stairs], 5.0) == [1]
 
 
 @settings(deadline=None)
@@ -60,11 +61,25 @@ def test_a_convex_ladder_is_climbed_rung_by_rung(rungs: list) -> None:
     assert np.all(made.harms >= harms * (made.savings == savings) - 1e-9)  # never rosier than what was measured
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(st.floats(0.1, 10), min_size=1, max_size=6), min_size=1, max_size=5), st.floats(0, 1))
+def test_what_is_climbed_saves_the_budget(places: list, share: float) -> None:
+    levelling = [convex_ladder(1 - 0.5 ** np.arange(1, len(steps) + 1), np.cumsum(steps)) for steps in places]
+    budget = share * sum(float(one.savings[-1]) for one in levelling) * (1 - 1e-9)
+    _, saving = value(levelling, tuple(climb(levelling, budget)))
+    assert saving >= budget * (1 - 1e-9)
+
+
 def test_a_convex_ladder_that_was_convex_is_as_it_was() -> None:
     harms, savings = np.array([1.0, 3.0, 6.0]), np.array([1.0, 2.0, 3.0])
     made = convex_ladder(harms, savings)
     np.testing.assert_allclose(made.harms, harms)
     np.testing.assert_allclose(made.savings, savings)
+
+
+def test_what_the_last_step_made_needless_is_given_back() -> None:
+    cheap, large = Ladder(np.array([1.0]), np.array([1.0])), Ladder(np.array([5.0]), np.array([4.0]))
+    assert climb([cheap, large], 3.0) == [-1, 0]
 
 
 def test_equals_go_in_turn_and_step_by_step() -> None:

@@ -67,7 +67,7 @@ def test_every_kind_of_criterion_serves(model: Model, criterion: str) -> None:
 
 def test_without_labels_the_outputs_tell_what_matters(model: Model) -> None:
     smaller = alula.prune(model, rows(64)[0], goal=Goal(macs=1.5), pruning=Pruning(multiple=1))
-    assert 1.5 <= times("macs", model, smaller) < 1.7
+    assert 1.5 <= times("macs", model, smaller) < 1.8
 
 
 def test_whole_blocks_go_where_they_matter_least(model: Model) -> None:

@@ -80,13 +80,28 @@ def test_the_least_harmful_go_first_each_measured_beside_those_before():
     assert chosen[2] == min(beside, key=lambda name: beside[name])
 
 
-def test_of_two_blocks_that_cancel_one_alone_does_harm():
-    """s + relu(s W) and then s - relu(...): measured beside its like, a block counts as what it does there."""
-    model = stream((0.5, 0.5))
-    names = names_of(model)
-    alone = measure_block_harm(model, names, feeds())
-    beside = measure_block_harm(model, names[1:], feeds(), beside=names[:1])
-    assert beside[names[1]] > alone[names[1]], "without the first, the second is missed more"
+def test_of_two_blocks_that_do_the_same_one_stays():
+    """s + relu(c - s) is max(s, c), twice: either does no harm alone, without the first the second does."""
+    random = np.random.default_rng(0)
+    text = "e = MatMul (x, w) r = Relu (e) s0 = Add (e, r)"
+    for number in range(2):
+        text += f" a{number} = MatMul (s{number}, turned) m{number} = Add (a{number}, c) b{number} = Relu (m{number})"
+        text += f" s{number + 1} = Add (s{number}, b{number})"
+    weights = {
+        "w": random.standard_normal((4, 4)).astype(np.float32),
+        "turned": -np.eye(4, dtype=np.float32),
+        "c": np.full(4, 2.0, np.float32),
+        "small": 0.02 * random.standard_normal((4, 4)).astype(np.float32),
+    }
+    text += " p = MatMul (s2, small) q = Relu (p) y = Add (s2, q)"
+    model = tidy(model_from_text(f"n (float[b, 4] x) => (float[b, 4] y) {{ {text} }}", weights))
+    first, second, small = names_of(model)[:3]
+    alone = measure_block_harm(model, (first, second), feeds())
+    assert max(alone.values()) < 1e-6
+    assert measure_block_harm(model, [second], feeds(), beside=[first])[second] > 0.1
+    chosen = choose_blocks(model, 2, feeds())
+    assert chosen[0] in (first, second)
+    assert chosen[1] == small
 
 
 def test_only_blocks_whose_layers_are_all_treated_go():

@@ -82,9 +82,32 @@ def test_a_shuffling_loader_draws_the_same_after_a_resumption() -> None:
     assert not torch.equal(seen(batches, 0)[0].labels, whole[0].labels)
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Rows that are drawn when they are asked for."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.rand(3, 8, 8), index
+
+
+def test_a_dataset_that_draws_gives_the_same_after_a_resumption() -> None:
+    batches = batches_of(small(), torch.utils.data.DataLoader(Noisy(), batch_size=8, shuffle=True))
+    whole = []
+    for batch in batches.epoch(0):
+        whole.append(batch)
+        torch.manual_seed(7)  # training draws between two batches
+    (*_, last) = seen(batches, 0, start=3)
+    assert torch.equal(whole[-1].inputs["images"], last.inputs["images"])
+
+
 @pytest.mark.parametrize(("item", "message"), [
     ({"pictures": 1}, r"must hold the inputs \['images'\], got \['pictures'\]"),
     ((1, 2, 3), "a batch is a mapping of"),
+    ({"images": torch.zeros(2, 3, 8, 7)}, r"wants images: float32\[batch, 3, 8, 8\], .* got float32\[2, 3, 8, 7\]"),
+    ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "got uint8"),
+    ({"images": torch.zeros(0, 3, 8, 8)}, "with one row at least"),
     ({"images": torch.full((2, 3, 8, 8), float("nan"))}, "batch 0 of epoch 0: input 'images' holds NaN"),
 ])  # fmt: skip
 def test_batches_that_do_not_fit_are_named(item, message: str) -> None:
@@ -95,7 +118,7 @@ def test_batches_that_do_not_fit_are_named(item, message: str) -> None:
 def test_data_that_cannot_be_walked_through_again_are_refused() -> None:
     with pytest.raises(DataError, match="a generator can be walked through once"):
         batches_of(small(), (batch for batch in []))
-    with pytest.raises(DataError, match="the loader's own matter"):
+    with pytest.raises(DataError, match="data is a list, so an iterable of batches"):
         batches_of(small(), [1], labels=[1])
 
     class Endless:
@@ -109,6 +132,16 @@ def test_data_that_cannot_be_walked_through_again_are_refused() -> None:
 def test_an_augmentation_that_loses_an_input_is_named() -> None:
     with pytest.raises(DataError, match="augment must give the inputs"):
         seen(batches_of(small(), *rows(8), augment=lambda inputs, generator: {}), 0)
+
+
+def test_a_loader_of_doubles_is_taken_in_single_precision() -> None:
+    (batch,) = seen(batches_of(small(), [torch.zeros(2, 3, 8, 8, dtype=torch.float64)]), 0)
+    assert batch.inputs["images"].dtype == torch.float32
+
+
+def test_loaders_of_other_content_are_told_apart() -> None:
+    first, same, other = (batches_of(small(), [torch.full((2, 3, 8, 8), value)]) for value in (1.0, 1.0, 2.0))
+    assert first.identity() == same.identity() != other.identity()
 
 
 def test_more_rows_than_there_are_make_one_batch() -> None:

@@ -119,7 +119,9 @@ class Ending(nn.Module):
     (nn.Softmax(1), np.zeros(4, np.int64), CrossEntropy(probabilities=True)),
     (nn.Identity(), np.zeros((4, 3), np.float32), SquaredError()),
     (nn.Sigmoid(), np.zeros((4, 3), np.float32), BinaryCrossEntropy(probabilities=True)),
-], ids=["logits", "softmax", "numbers", "sigmoid"])  # fmt: skip
+    (nn.Sigmoid(), np.ones((4, 3), np.int64), BinaryCrossEntropy(probabilities=True)),
+    (nn.Identity(), np.ones((4, 3), np.int64), BinaryCrossEntropy()),
+], ids=["logits", "softmax", "numbers", "sigmoid", "several", "several logits"])  # fmt: skip
 def test_the_loss_fits_the_labels(ending: nn.Module, labels: np.ndarray, loss: object) -> None:
     model = alula.export_module(Ending(ending), torch.zeros(2, 4))
     assert loss_for(model, np.zeros((4, 4)), labels) == loss
@@ -132,6 +134,8 @@ def test_what_a_teacher_is_compared_by() -> None:
     assert teaching_loss(logits, None) == SquaredError(against="teacher")
     assert teaching_loss(logits, np.zeros(4, np.int64)) == SoftLabels()
     assert teaching_loss(probabilities, np.zeros(4, np.int64)) == SoftLabels(probabilities=True)
+    assert teaching_loss(logits, np.ones((4, 3), int)) == BinaryCrossEntropy(against="teacher")
+    assert teaching_loss(logits, None, [(torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64))]) == SoftLabels()
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
@@ -142,7 +146,7 @@ def test_what_a_teacher_is_compared_by() -> None:
     (lambda: finetune(small(), np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, int)), DataError, "the model wants"),
     (lambda: finetune(small(), *rows(16), training=()), RecipeError, "training must be a Training"),
     (lambda: finetune(small(), iter([rows(16)])), DataError, "a generator can be walked through once"),
-    (lambda: finetune(small(), [rows(16)[0]]), DataError, "hold no labels"),
+    (lambda: finetune(small(), [rows(16)[0]]), DataError, "there are no labels"),
     (lambda: finetune(small(), [(*rows(16), 3)], loss=CrossEntropy()), DataError, "a batch is a mapping"),
     (lambda: finetune(small(), rows(16)[0], np.full(16, 7)), DataError, "labels must be from 0 to 1, got 7 to 7"),
     (lambda: finetune(small(), rows(16)[0], np.zeros((16, 5), np.float32)), DataError, "labels must have the shape"),

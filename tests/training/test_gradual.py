@@ -44,6 +44,20 @@ def test_impossible_settings_are_refused(settings: dict) -> None:
         Gradual(**settings)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+def test_however_short_a_run_the_amount_is_reached(steps: int) -> None:
+    gradual = Gradual(0.5, begin=0.5, end=0.6)
+    chosen = [step for step in range(1, steps + 1) if gradual.chooses_at(step, steps)]
+    assert chosen
+    assert gradual.is_reached(chosen[-1], steps)
+    assert (~gradual.masks(WEIGHTS, chosen[-1], steps)["a"]).sum() == 100 - 1  # one weight of a layer stays at least
+
+
+def test_what_is_excluded_must_be_there() -> None:
+    with pytest.raises(RecipeError, match="'nowhere' matches none of a, b"):
+        Gradual(0.5, exclude=("nowhere",)).check(WEIGHTS)
+
+
 def test_nothing_to_make_sparse_is_refused() -> None:
     with pytest.raises(RecipeError, match="no weight is left"):
         Gradual(0.5, exclude=("*",)).masks(WEIGHTS, 1, 1)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from alula import export_module
 from alula.training import teacher as module
 from alula.training.batches import Batch, batches_of
 from alula.training.teacher import Teacher
-from tests.training.networks import rows, small
+from tests.training.networks import Small, rows, small
 
 
 def test_it_tells_what_the_graph_computes_outputs_first() -> None:
@@ -55,3 +56,24 @@ def test_what_takes_too_much_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     first, second = teacher(batch), teacher(batch)
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert not teacher._kept
+
+
+def test_a_teacher_of_fixed_batch_is_fed_whole_batches() -> None:
+    torch.manual_seed(0)
+    model = export_module(Small(), torch.zeros(16, 3, 8, 8), dynamic_batch=False)
+    teacher = Teacher([model], [], rows=40)
+    batches = batches_of(small(), *rows(40), batch_size=16)
+    for number in range(3):
+        for batch in batches.epoch(number):
+            (told,) = teacher(batch).values()
+            (want,) = model.run({"images": batch.inputs["images"].numpy()}).values()
+            np.testing.assert_allclose(told.numpy(), want, atol=1e-5)
+
+
+def test_teachers_whose_outputs_are_called_otherwise_are_averaged_by_place() -> None:
+    torch.manual_seed(0)
+    models = [export_module(Small(), torch.zeros(2, 3, 8, 8), output_names=[name]) for name in ("a", "b")]
+    images, _ = rows(4)
+    told = Teacher(models, [])(Batch({"images": torch.from_numpy(images)}, None))
+    want = np.mean([next(iter(model.run({"images": images}).values())) for model in models], axis=0)
+    np.testing.assert_allclose(told["a"].numpy(), want, atol=1e-5)

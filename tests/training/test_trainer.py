@@ -259,7 +259,7 @@ def test_teachers_that_do_not_fit_are_refused_before_training() -> None:
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)), torch.zeros(2, 3, 8, 8),
         input_names=["images"],
     )  # fmt: skip
-    with pytest.raises(ModelError, match="outputs that are compared must have the same axes"):
+    with pytest.raises(RecipeError, match=r"must give the same shape, got \[16, 2\] and \[16, 5\]"):
         train(model, data(model), SoftLabels(), PLAIN, teachers=[named])
 
 
@@ -331,6 +331,65 @@ def test_weights_become_zero_little_by_little(scope: str) -> None:
     train(model, data(model), CrossEntropy(), settings, around=Around(score=look))
     assert 0.3 < shares[0] < shares[1] < shares[2] + 1e-9
     assert shares[2:] == pytest.approx([0.75] * 3, abs=0.01)  # reached at 18 of 30 steps, and kept
+
+
+def zeros_of(model: Model) -> float:
+    found = [model.weight(name) == 0 for name in ("conv.weight", "head.weight")]
+    return sum(int(one.sum()) for one in found) / sum(one.size for one in found)
+
+
+def test_what_is_not_sparse_yet_is_not_the_best() -> None:
+    model, scores = small(), iter([0.9, 0.8, 0.7, 0.6, 0.65])
+    settings = Training(epochs=5, batch_size=16, patience=2, gradual=Gradual(0.75, every=3, end=0.6))
+    trained = train(model, data(model), CrossEntropy(), settings, around=Around(score=lambda _: next(scores)))
+    assert zeros_of(trained.model) == pytest.approx(0.75, abs=0.01)
+    assert len(trained.history) == 5  # patience counts from the third epoch on
+    assert "weights of epoch 3" in str(trained.model.notes[-1])
+
+
+def test_the_average_is_sparse_too_and_old_zeros_stay() -> None:
+    from alula.graph.editing import Editor
+
+    model = small()
+    editor, weight = Editor(model.edit()), model.weight("conv.weight").copy()
+    weight[::2] = 0
+    editor.replace_constant("conv.weight", weight)
+    settings = Training(epochs=2, batch_size=16, averaging=0.9, gradual=Gradual(0.3, every=2, scope="uniform"))
+    trained = train(model.edited(editor.model), data(model), CrossEntropy(), settings).model
+    assert not trained.weight("conv.weight")[::2].any()
+    assert (trained.weight("head.weight") == 0).mean() == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_step_that_was_interrupted_half_way_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alula.training.learner import Learner
+
+    model = small()
+    whole = train(model, data(model), CrossEntropy(), PLAIN)
+    backward = Learner._backward
+
+    def interrupt(self, *given):
+        value = backward(self, *given)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        calls.append(value)
+        return value
+
+    calls: list[float] = []
+    monkeypatch.setattr(Learner, "_backward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data(model), CrossEntropy(), PLAIN, around=Around(folder=tmp_path))
+    monkeypatch.setattr(Learner, "_backward", backward)
+    resumed = train(model, data(model), CrossEntropy(), PLAIN, around=Around(folder=tmp_path))
+    assert resumed.model.fingerprint == whole.model.fingerprint
+
+
+def test_training_leaves_the_users_own_draws_alone() -> None:
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    model = small()
+    torch.manual_seed(5)
+    train(model, data(model), CrossEntropy(), Training(epochs=1, batch_size=32))
+    assert torch.equal(torch.rand(3), want)
 
 
 def test_batch_statistics_move_or_stay() -> None:
