@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from alula.errors import ModelError, at
 from alula.graph.channels import Coupling
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
-from alula.graph.matrices import from_matrix, weight_matrix
+from alula.graph.matrices import from_matrix, matrix_shape, weight_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.graph.units import other_readers_of, readers_of
@@ -20,11 +20,18 @@ from alula.numerics.brain_surgeon import compensated, damped
 
 Floats: TypeAlias = NDArray[np.float64]
 
+LARGEST: Final = 8192  # values that an output reads: 512 MiB of second moments, and seconds to solve
+
 
 def moment_requests(model: Model, couplings: Sequence[Coupling]) -> frozenset[AnyRequest]:
     """Second moments of what each layer reads that :func:`compensate` can change."""
     readers = (reader for coupling in couplings for reader in readers_of(model, coupling))
-    return frozenset(MomentRequest(reader.layer.name) for reader in readers)
+    return frozenset(MomentRequest(reader.layer.name) for reader in readers if is_solvable(reader.layer))
+
+
+def is_solvable(layer: Layer) -> bool:
+    """Whether second moments of what a layer reads, k^2 numbers, are kept in memory."""
+    return matrix_shape(layer)[-1] <= LARGEST
 
 
 def compensate(
@@ -54,7 +61,7 @@ def compensate(
             columns.setdefault(reader.layer.name, []).append(lost.reshape(-1))
     editor = Editor(model.edit())
     for layer in model.layers():
-        if layer.name not in columns:
+        if layer.name not in columns or not is_solvable(layer):
             continue
         matrices, hessians = least_squares_of(model, layer, statistics, damping)
         solved = [
@@ -63,6 +70,10 @@ def compensate(
         ]
         editor.replace_constant(layer.weight, from_matrix(np.stack(solved).astype(matrices.dtype), layer))
     others = {name: why for coupling in losing for name, why in other_readers_of(model, coupling).items()}
+    others |= {
+        layer.name: f"each of its outputs reads {matrix_shape(layer)[-1]:,} values, more than {LARGEST:,}"
+        for layer in model.layers() if layer.name in columns and not is_solvable(layer)
+    }  # fmt: skip
     notes = [Note(name, f"does not make up for the units that it read: {why}") for name, why in others.items()]
     return model.edited(editor.model, notes)
 

@@ -17,7 +17,7 @@ from alula.graph.statistics import ActivityRequest, AnyRequest, GradientRequest,
 from alula.graph.units import Sighting, computing_rows, readers_of, rows_of, sightings_of
 from alula.numerics.brain_surgeon import Quadratic, harms_in_order
 from alula.numerics.importance import distance_to_others, magnitude
-from alula.techniques.compensation import check_size, least_squares_of, moment_requests
+from alula.techniques.compensation import check_size, is_solvable, least_squares_of, moment_requests
 
 Floats: TypeAlias = NDArray[np.float64]
 CriterionName: TypeAlias = Literal[
@@ -179,6 +179,7 @@ class BrainSurgeon:
             quadratics = [
                 Quadratic(matrix, hessian, reader.columns)
                 for reader in readers_of(model, coupling)
+                if is_solvable(reader.layer)
                 for matrix, hessian in zip(
                     *least_squares_of(model, reader.layer, statistics, self.damping), strict=True
                 )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alula.errors import RecipeError
 from alula.numerics.allocation import (
     Limits,
-    count_by_cost,
     count_globally,
     count_uniformly,
     least_important,
-    relative_importance,
 )
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
@@ -64,40 +60,6 @@ def test_ties_are_spread_and_layers_of_large_weights_do_not_win():
     assert count_globally([], 0.5, FREE) == []
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 99), LIMITS, st.floats(0, 1))
-def test_by_cost_reaches_the_budget_at_the_least_loss(sizes, seed, limits, share):
-    importances, costs = drawn(sizes, seed), np.random.default_rng(seed).integers(1, 5, len(sizes)).astype(float)
-    allowed = [{limits.removable(count, size) for count in range(size + 1)} for size in sizes]
-    most = sum(max(counts) * cost for counts, cost in zip(allowed, costs, strict=True))
-    budget = share * most
-    found = count_by_cost(importances, costs.tolist(), budget, limits)
-    assert all(count in counts for count, counts in zip(found, allowed, strict=True))
-    saved = float(np.dot(found, costs))
-    assert saved >= budget
-
-    def loss(counts):
-        return sum(
-            np.sort(relative_importance(one))[:count].sum() for one, count in zip(importances, counts, strict=True)
-        )
-
-    for other in itertools.product(*allowed):  # none that saves as much loses less
-        if np.dot(other, costs) >= saved:
-            assert loss(found) <= loss(other) + 1e-9
-
-
-def test_what_costs_more_goes_first():
-    assert count_by_cost([np.ones(4), np.ones(4)], [1.0, 10.0], 20, FREE) == [0, 2]
-
-
-def test_impossible_budgets_and_costs_are_refused():
-    with pytest.raises(RecipeError, match="at most 3 can be saved"):
-        count_by_cost([np.ones(4)], [1.0], 5, FREE)
-    for costs in ([0.0], [-1.0], [np.nan], [], [np.inf]):
-        with pytest.raises(RecipeError, match="positive cost"):
-            count_by_cost([np.ones(4)], costs, 1, FREE)
-
-
 @pytest.mark.parametrize("settings", [{"least": -0.1}, {"least": 2}, {"multiple": 0}])
 def test_impossible_limits_are_refused(settings):
     with pytest.raises(RecipeError):
@@ -113,4 +75,3 @@ def test_the_least_go():
 
 def test_units_that_are_nothing_at_all():
     assert count_globally([np.zeros(4), np.zeros(4)], 0.5, FREE) == [2, 2]
-    assert sum(count_by_cost([np.zeros(4), np.zeros(4)], [1.0, 1.0], 3, FREE)) == 3

@@ -70,6 +70,26 @@ def test_without_labels_the_outputs_tell_what_matters(model: Model) -> None:
     assert 1.5 <= times("macs", model, smaller) < 1.8
 
 
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric median", "taylor", "fisher", "zeros", "activation",
+                                       "brain surgeon"])  # fmt: skip
+@pytest.mark.parametrize("scope", ["global", "absolute", "uniform"])
+def test_units_that_do_nothing_go_first(model: Model, criterion: str, scope: str) -> None:
+    from alula.graph.editing import Editor
+
+    editor, idle = Editor(model.edit()), list(range(0, 48, 2))
+    for name in ("wide.weight", "wide.bias"):
+        array = model.weight(name).copy()
+        array[idle] = 0
+        editor.replace_constant(name, array)
+    planted = model.edited(editor.model)
+    settings = Pruning(criterion=criterion, scope=scope, include=("wide",), multiple=1, compensate=False)
+    smaller = alula.prune(planted, *rows(64), goal=Goal(macs=1.2), pruning=settings)
+    left = smaller.weight("wide.weight")
+    assert len(left) < 48
+    busy = np.delete(model.weight("wide.weight"), idle, 0)
+    assert all(any(np.array_equal(one, other) for other in left) for one in busy)  # none of those that work is gone
+
+
 def test_whole_blocks_go_where_they_matter_least(model: Model) -> None:
     from alula.graph.editing import Editor
 
