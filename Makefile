@@ -23,7 +23,7 @@ check: $(VENV)/.all  ## lint, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/.all .venv-peers/.ready  ## measure every published number anew (hours); results go to benchmarks/results
+bench: $(VENV)/.all .venv-peers/.ready .venv-pruning/.ready  ## measure every published number anew (hours); results go to benchmarks/results
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.all  ## run every example in the documents and docstrings
@@ -59,6 +59,11 @@ $(VENV)/.all: $(VENV)/.python $(PINNED)
 .venv-peers/.ready: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip --disable-pip-version-check --no-input install --quiet -r $<
+	touch $@
+
+.venv-pruning/.ready: benchmarks/peers/requirements-pruning.txt
+	$(PYTHON) -m venv .venv-pruning
+	.venv-pruning/bin/pip --disable-pip-version-check --no-input install --quiet -r $<
 	touch $@
 
 browser:
