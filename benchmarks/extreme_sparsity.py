@@ -42,9 +42,9 @@ LIMIT: Final = 0.002  # of the score, that may be lost
 STEPS: Final = 12  # in which weights go
 DENSE: Final = alula.Training(epochs=8, batch_size=128, learning_rate=2e-3, augment=mnist.shift)
 BETWEEN: Final = alula.Training(
-    epochs=0.25, batch_size=128, learning_rate=1e-3, schedule="constant", augment=mnist.shift, weight_decay=0
+    epochs=0.5, batch_size=128, learning_rate=1e-3, schedule="constant", augment=mnist.shift, weight_decay=0
 )
-AFTER: Final = replace(BETWEEN, epochs=8, learning_rate=3e-3, schedule="cosine")
+AFTER: Final = replace(BETWEEN, epochs=20, learning_rate=3e-3, schedule="cosine")
 TAUGHT: Final = Mix(((0.5, CrossEntropy()), (0.5, SoftLabels(temperature=4))))
 FORMS: Final[dict[str, tuple[Technique, ...]]] = {
     "as it is": (),

@@ -46,6 +46,24 @@ def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
     Raises:
         RecipeError: all rungs together save less than the budget.
     """
+    rungs, saved = greedy_rungs(ladders, budget)
+    if saved < budget:
+        raise RecipeError(f"at most {saved:.4g} can be saved within the limits, not {budget:.4g}")
+    for place in sorted(range(len(ladders)), key=lambda one: -_harm(ladders[one], rungs[one])):
+        lower = [
+            rung
+            for rung in range(-1, rungs[place])
+            if saved - _saving(ladders[place], rungs[place]) + _saving(ladders[place], rung) >= budget
+        ]
+        best = min(lower, key=lambda rung: _harm(ladders[place], rung), default=rungs[place])
+        if _harm(ladders[place], best) < _harm(ladders[place], rungs[place]):  # the last step saved more than was asked
+            saved += _saving(ladders[place], best) - _saving(ladders[place], rungs[place])
+            rungs[place] = best
+    return rungs
+
+
+def greedy_rungs(ladders: Sequence[Ladder], budget: float) -> tuple[list[int], float]:
+    """The rungs after as many steps of all hulls as save the budget, and what they save, which may be less."""
     steps = sorted(  # of equals, those that stand low in their ladder come first
         (slope, (rung + 1) / len(ladder.harms), place, rung, saving)
         for place, ladder in enumerate(ladders)
@@ -57,21 +75,15 @@ def climb(ladders: Sequence[Ladder], budget: float) -> list[int]:
             break
         rungs[place] = rung
         saved += saving
-    for place in sorted(range(len(ladders)), key=lambda one: -_harm(ladders[one], rungs[one])):
-        while rungs[place] >= 0 and saved - (back := _last(ladders[place], rungs[place])) >= budget:
-            rungs[place], saved = rungs[place] - 1, saved - back  # the last step saved more than was needed
-    if saved < budget:
-        raise RecipeError(f"at most {saved:.4g} can be saved within the limits, not {budget:.4g}")
-    return rungs
+    return rungs, saved
 
 
 def _harm(ladder: Ladder, rung: int) -> float:
     return float(ladder.harms[rung]) if rung >= 0 else 0.0
 
 
-def _last(ladder: Ladder, rung: int) -> float:
-    """What the last step to a rung saves."""
-    return float(ladder.savings[rung] - (ladder.savings[rung - 1] if rung else 0.0))
+def _saving(ladder: Ladder, rung: int) -> float:
+    return float(ladder.savings[rung]) if rung >= 0 else 0.0
 
 
 def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]

@@ -184,7 +184,7 @@ class _Run:
     def _train_epoch(self) -> None:
         number, start = divmod(self.step, len(self.batches))
         for batch in self.batches.epoch(number, start=start, share=self.learner.share):
-            torch.manual_seed(self.training.seed * 1_000_003 + self.step)  # of dropout, if the graph has any
+            _seed_draws(self.training.seed * 1_000_003 + self.step, self.learner.device)
             told = self.teacher(batch) if self.teacher else {}
             self.is_whole = False
             self.losses.append(self.learner.learn(batch, told, self.step, self.steps))
@@ -288,6 +288,15 @@ class _Run:
         self.step, self.losses = int(facts["step"]), list(facts["losses"])
         self.history = [Epoch(**epoch) for epoch in facts["history"]]
         _log.info("training goes on at step %d of %d", self.step, self.steps)
+
+
+def _seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what the graph draws from, if it has a dropout; of the devices that there are in this run alone, as each
+    takes its time at every step.
+    """  # noqa: D205
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
