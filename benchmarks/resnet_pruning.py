@@ -50,6 +50,7 @@ CASES: Final[dict[str, Case]] = {
     "latency-2.55": Case(20, "alula", alula.Goal(latency=2.55),
                          alula.Pruning("brain surgeon", scope="sensitivity", blocks=True, multiple=8)),
     "macs-2.1": Case(20, "alula", alula.Goal(macs=2.1), alula.Pruning("taylor", multiple=8)),
+    "macs-2.1-brain-surgeon": Case(20, "alula", alula.Goal(macs=2.1), alula.Pruning("brain surgeon", multiple=8)),
     "macs-3.5": Case(20, "alula", alula.Goal(macs=3.5), alula.Pruning("brain surgeon", multiple=4)),
     "macs-2.1-torch-pruning": Case(20, "torch-pruning", alula.Goal(macs=2.1)),
     "macs-3.5-torch-pruning": Case(20, "torch-pruning", alula.Goal(macs=3.5)),
