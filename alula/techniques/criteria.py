@@ -39,15 +39,21 @@ class Criterion(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class OfWeights:
-    """The size of the weights that compute a unit, or what else a function tells of them: [n, k] -> [n]."""
+class _WithoutStatistics:
+    """What criteria share that read weights alone, or nothing."""
 
-    function: Callable[[np.ndarray], Floats] = magnitude
+    __slots__ = ()
 
     def requests(self, model: Model, couplings: Sequence[Coupling]) -> frozenset[AnyRequest]:  # noqa: ARG002
         """None."""
         return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class OfWeights(_WithoutStatistics):
+    """The size of the weights that compute a unit, or what else a function tells of them: [n, k] -> [n]."""
+
+    function: Callable[[np.ndarray], Floats] = magnitude
 
     def importances(
         self,
@@ -60,12 +66,8 @@ class OfWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchNormScale:
+class BatchNormScale(_WithoutStatistics):
     """The mean size of a unit's scales in batch normalisations; nothing is told where there are none."""
-
-    def requests(self, model: Model, couplings: Sequence[Coupling]) -> frozenset[AnyRequest]:  # noqa: ARG002
-        """None."""
-        return frozenset()
 
     def importances(
         self,
@@ -92,14 +94,10 @@ def _mean_scale(model: Model, coupling: Coupling, scales: set[str]) -> Floats | 
 
 
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(_WithoutStatistics):
     """Drawn: the control."""
 
     seed: int = 0
-
-    def requests(self, model: Model, couplings: Sequence[Coupling]) -> frozenset[AnyRequest]:  # noqa: ARG002
-        """None."""
-        return frozenset()
 
     def importances(
         self,
