@@ -177,14 +177,6 @@ class Sparsify:
                                    f"{min(rest, pattern[0])} stay")  # fmt: skip
 
 
-def masks(model: Model, layers: Sequence[Layer]) -> dict[str, Mask]:
-    """Where the weights of layers are zero now, by initializer: true where zero, of the weight's shape.
-
-    Training keeps them zero by setting them to zero after each step.
-    """
-    return {name: model.weight(name) == 0 for layer in layers for name in layer.weights}
-
-
 def _choose_weights(model: Model, context: Context) -> tuple[Mapping[str, Layer], list[Note]]:
     """The weights to treat, each with the first layer that has it; notes on those that others need as they are."""
     chosen: dict[str, Layer] = {}
