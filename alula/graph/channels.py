@@ -56,6 +56,11 @@ class Coupling:
         return tuple((member.initializer, member.axis, member.indices.tobytes()) for member in self.members)
 
     @property
+    def producers(self) -> tuple[Member, ...]:
+        """Where layers compute these units."""
+        return tuple(member for member in self.members if member.produces)
+
+    @property
     def initializers(self) -> frozenset[str]:
         """The names of all initializers that lose something."""
         return frozenset(member.initializer for member in self.members)

@@ -1,14 +1,17 @@
-"""How a loss depends on the units of a graph: gradients by the weights that compute them, run by run.
+"""How a loss depends on the units of a graph: gradients by the weights that scale them, run by run.
 
-The graph is lifted once (:mod:`alula.graph.trainable`) and evaluated as it stands; of each run only two numbers per
-unit are kept. Where there are no labels, the loss is r . y with r drawn from N(0, 1) for each value of the outputs y:
-the expectation of its squared gradients is the diagonal of J^T J, the Gauss-Newton matrix of the outputs' squared
-error, and since each example has its own r, those of a batch add up as if each had been run alone.
+A unit goes when it is scaled to nothing: to first order that costs the sum of g w over the weights that it is a
+multiple of (:func:`alula.graph.units.scaling_members`): behind a batch normalisation, which keeps its own mean, they
+are its scale and shift. The graph is lifted once (:mod:`alula.graph.trainable`) and evaluated as it stands; of each run
+only two numbers per unit are kept. Where there are no labels, the loss is r . y with r drawn from N(0, 1) for each
+value of the outputs y: the expectation of its squared gradients is the diagonal of J^T J, the Gauss-Newton matrix of
+the outputs' squared error, and since each example has its own r, those of a batch add up as if each had been run alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,7 +24,7 @@ from alula.graph.channels import Coupling
 from alula.graph.lifting import to_torch
 from alula.graph.model import Model, check_feeds
 from alula.graph.trainable import trainable
-from alula.graph.units import computing_rows
+from alula.graph.units import joined_rows, scaling_members
 from alula.numerics.importance import first_order, second_order
 
 Feeds: TypeAlias = Mapping[str, np.ndarray]
@@ -30,7 +33,12 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]  # of what the lifted module give
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sensitivity:
-    """Of each unit, [units] each: the mean over runs of (sum of g w)^2, and of 1/2 sum of (g w)^2."""
+    """Of each unit, [units] each: means over runs.
+
+    Attributes:
+        first_order: (sum of g w)^2, over the weights that scale it.
+        second_order: 1/2 sum of (g w)^2, over those that compute it.
+    """
 
     first_order: np.ndarray
     second_order: np.ndarray
@@ -63,7 +71,10 @@ class SensitivityMeter:
         with at("gradients"):
             self._module = trainable(model).eval().requires_grad_(requires_grad=False)
         self._inputs, self._couplings, self._loss = model.inputs, tuple(couplings), loss
-        self._weights = _weights(self._module, self._module.initializer_names, self._couplings)
+        self._scaling = [scaling_members(model, coupling) for coupling in self._couplings]
+        self._computing = [coupling.producers for coupling in self._couplings]
+        read = {member.initializer for members in (*self._scaling, *self._computing) for member in members}
+        self._weights = _weights(self._module, self._module.initializer_names, read)
         self._arrays = {name: weight.detach().double().numpy() for name, weight in self._weights.items()}
         self._first = [np.zeros(coupling.size) for coupling in self._couplings]
         self._second = [np.zeros(coupling.size) for coupling in self._couplings]
@@ -81,9 +92,10 @@ class SensitivityMeter:
         if loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
             raise DataError(f"the loss must be one finite number, got {loss.detach().flatten()[:4].tolist()}")
         gradients = self._gradients(loss)
-        for index, coupling in enumerate(self._couplings):
-            weights, by_weights = (computing_rows(coupling, arrays.__getitem__) for arrays in (self._arrays, gradients))
+        for index, (scaling, computing) in enumerate(zip(self._scaling, self._computing, strict=True)):
+            weights, by_weights = (joined_rows(scaling, arrays.__getitem__) for arrays in (self._arrays, gradients))
             self._first[index] += first_order(weights, by_weights)
+            weights, by_weights = (joined_rows(computing, arrays.__getitem__) for arrays in (self._arrays, gradients))
             self._second[index] += second_order(weights, by_weights**2)
         self._runs += 1
 
@@ -136,9 +148,8 @@ def unit_sensitivities(
     return meter.sensitivities()
 
 
-def _weights(module: nn.Module, names: Mapping[str, str], couplings: Iterable[Coupling]) -> dict[str, Tensor]:
-    """The weights that compute units, ready to be differentiated by, under the names of their initializers."""
-    wanted = {member.initializer for coupling in couplings for member in coupling.members if member.produces}
+def _weights(module: nn.Module, names: Mapping[str, str], wanted: AbstractSet[str]) -> dict[str, Tensor]:
+    """Weights ready to be differentiated by, under the names of their initializers."""
     held = dict(module.named_parameters()) | dict(module.named_buffers())
     found = {name: held[path] for path, name in names.items() if name in wanted}
     missing = sorted(wanted - set(found))

@@ -36,6 +36,31 @@ def written(target: ir.Value | None) -> list[Place | None] | None:
     return [None] * count if isinstance(count, int) else None
 
 
+def find_pads(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
+    """What a Pad adds before and behind each axis that grows or shrinks; None where that is computed.
+
+    Args:
+        node: the Pad.
+        rank: how many axes what it reads has.
+    """
+    amounts, chosen = whole_numbers(node, 1, "pads"), whole_numbers(node, 3, "axes")
+    if amounts is None or (len(node.inputs) > 3 and node.inputs[3] is not None and chosen is None):
+        return None
+    axes = [axis % rank for axis in chosen] if chosen is not None else list(range(rank))
+    pairs = zip(amounts[: len(axes)], amounts[len(axes) :], strict=True)
+    return {axis: pair for axis, pair in zip(axes, pairs, strict=True) if pair != (0, 0)}
+
+
+def pads_zeros(node: ir.Node) -> bool:
+    """Whether what a Pad adds is zero."""
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return False
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return node.attributes.get_float("value", 0.0) == 0.0
+    return value.const_value is not None and not value.const_value.numpy().any()
+
+
 def find_slices(node: ir.Node, lengths: Sequence[int | None]) -> dict[int, slice | None] | None:
     """What a Slice takes of each axis that it names, None where that is not a known run; None where it cannot be told.
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.graph.channels import Axes, Ids
-from alula.graph.lengths import find_slices, whole_numbers, written
+from alula.graph.lengths import find_pads, find_slices, pads_zeros, whole_numbers, written
 
 
 def keep_all(axes: Axes, node: ir.Node) -> None:
@@ -295,23 +295,22 @@ def gather_at_places(axes: Axes, node: ir.Node) -> None:
 
 
 def pad(axes: Axes, node: ir.Node) -> None:
-    """Pad: axes that grow stay, the others pass."""
+    """Pad: an axis that grows by zeros holds what it held, between units of its own; other axes that change stay."""
     x, (made,) = node.inputs[0], node.outputs
     assert x is not None
-    amounts = whole_numbers(node, 1, "pads")
-    chosen = whole_numbers(node, 3, "axes_input")
-    rank = len(axes.of(x))
-    if amounts is None or (len(node.inputs) > 3 and node.inputs[3] is not None and chosen is None):
+    given, target = axes.of(x), axes.of(made)
+    amounts = find_pads(node, len(given))
+    if amounts is None:
         keep_all(axes, node)
         return
-    listed = [axis % rank for axis in chosen] if chosen is not None else list(range(rank))
-    grown = [
-        axis for index, axis in enumerate(listed) if amounts[index] or amounts[len(listed) + index]
-    ]  # fmt: skip
-    for axis in grown:
-        axes.keep(axes.of(x)[axis])
-        axes.keep(axes.of(made)[axis])
-    tie_all(axes, x, made, but=grown)
+    for axis, (before, behind) in amounts.items():
+        ids, grown = given[axis], target[axis]
+        if ids is not None and grown is not None and min(before, behind) >= 0 and pads_zeros(node):
+            axes.tie(ids, grown[before : before + len(ids)])
+        else:
+            axes.keep(ids)
+            axes.keep(grown)
+    tie_all(axes, x, made, but=list(amounts))
 
 
 def resize(axes: Axes, node: ir.Node) -> None:

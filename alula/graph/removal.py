@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from alula.errors import ModelError, at
 from alula.graph.channels import Axes, Coupling, Grain, coupling_named, find_couplings, trace_grains
 from alula.graph.editing import Editor
-from alula.graph.lengths import find_slices, whole_numbers, written
+from alula.graph.lengths import find_pads, find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
 from alula.graph.staying import why_units_stay
 
@@ -150,6 +150,8 @@ class _Removal:
                 self._follow_split(node)
             case "Slice":
                 self._follow_slice(node)
+            case "Pad":
+                self._follow_pad(node)
             case "Resize" if len(node.inputs) > 3 and node.inputs[3] is not None:
                 self._write_lengths(node, 3, self._lost(str(node.outputs[0].name)))
 
@@ -195,6 +197,23 @@ class _Removal:
         for index, bounds in ((1, starts), (2, ends)):
             constant = self._editor.constant(f"{node.name}.bounds", np.array(bounds, np.int64))
             node.replace_input_with(index, constant)
+
+    def _follow_pad(self, node: ir.Node) -> None:
+        """Let an axis grow by as many zeros as are left before and behind what it held."""
+        grown = str(node.outputs[0].name)
+        amounts = find_pads(node, self._rank(grown))
+        kept = {axis: self._stays(grown, axis) for axis in amounts or {}}
+        if not amounts or all(stays is None for stays in kept.values()):
+            return
+        pads = np.zeros((2, self._rank(grown)), np.int64)
+        for axis, (before, behind) in amounts.items():
+            stays = kept[axis]
+            pads[:, axis] = (
+                (before, behind) if stays is None else (stays[:before].sum(), stays[len(stays) - behind :].sum())
+            )
+        node.attributes.pop("pads", None)
+        node.resize_inputs(3)  # without the axes: all are named
+        node.replace_input_with(1, self._editor.constant(f"{node.name}.pads", pads.reshape(-1)))
 
     def _write_lengths(self, node: ir.Node, index: int, lost: Mapping[int, int]) -> None:
         """Write the lengths that are left into a target; those told by 0 or -1 follow by themselves."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.graph.channels import Axes, Coupling, Member, trace_grains
-from alula.graph.layers import Layer
+from alula.graph.layers import RECURRENT, Layer
 from alula.graph.matrices import no_matrix
 from alula.graph.model import Model
 
@@ -46,11 +46,48 @@ def computing_rows(coupling: Coupling, array: Callable[[str], np.ndarray]) -> np
 
     Args:
         coupling: the units.
-        array: the values of an initializer, or the gradients by them, by its name.
+        array: the values of an initializer, by its name.
     """
-    return np.concatenate(
-        [rows_of(array(member.initializer), member) for member in coupling.members if member.produces], axis=1
-    )
+    return joined_rows(coupling.producers, array)
+
+
+def joined_rows(members: Sequence[Member], array: Callable[[str], np.ndarray]) -> np.ndarray:  # -> [units, k]
+    """All values that each unit has in some initializers, in one row; ``array`` gives one by its name."""
+    return np.concatenate([rows_of(array(member.initializer), member) for member in members], axis=1)
+
+
+def scaling_members(model: Model, coupling: Coupling) -> tuple[Member, ...]:
+    """Where the weights stand that each unit is a multiple of: as they are scaled together, so is the unit.
+
+    They are the weights that compute it and its bias; where it is normalised by its mean and variance, whose weights it
+    does not follow, the scale and shift of the normalisation instead.
+    """
+    produced = {member.initializer for member in coupling.members if member.produces}
+    names = {name for layer in model.layers() if layer.weight in produced for name in _scaling(model, layer)}
+    return tuple(member for member in coupling.members if member.initializer in names)
+
+
+def _scaling(model: Model, layer: Layer) -> set[str]:
+    """Initializers by which the output of a layer is scaled."""
+    names = {layer.weight}
+    if layer.operator in RECURRENT:
+        return names
+    names |= {layer.bias} if layer.bias is not None else set()
+    value = next(node for node in model.graph if node.name == layer.name).outputs[0]
+    while (node := _sole_reader(value)) is not None and node.op_type in ("Add", "BatchNormalization"):
+        beside = {str(other.name) for other in node.inputs[:3] if other is not None and other.is_initializer()}
+        if node.op_type == "BatchNormalization":
+            return beside
+        if not beside:
+            break
+        names, value = names | beside, node.outputs[0]
+    return names
+
+
+def _sole_reader(value: ir.Value) -> ir.Node | None:
+    """What alone reads a tensor."""
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def readers_of(model: Model, coupling: Coupling) -> tuple[Reader, ...]:

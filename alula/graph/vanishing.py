@@ -7,6 +7,7 @@ from typing import Final
 import onnx_ir as ir
 
 from alula.graph.channels import Axes
+from alula.graph.lengths import pads_zeros
 
 _FACTORS: Final = frozenset({"And", "Einsum", "MatMul", "Mul"})  # zero where one operand is
 _WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})  # zero where an operand is, and the bias
@@ -103,12 +104,15 @@ class _Looking:
             return (next(zero) | next(zero)) and all(zero)
         if kind in _NEEDS:
             return all(self.vanishes(given[index], units) for index in _NEEDS[kind])
+        if kind == "Pad":
+            return pads_zeros(node) and self._vanishes_in_part(given[0], units, node)
         return kind in _KEEPS_ZERO and next(zero)
 
     def _vanishes_in_part(self, value: ir.Value, units: frozenset[int], node: ir.Node) -> bool:
-        """A part of a concatenation need only hold some of the units."""
-        own = units & self._carried(value) if node.op_type == "Concat" else units
-        return (node.op_type == "Concat" and not own) or self.vanishes(value, own)
+        """A part of a concatenation, or of what zeros surround, need only hold some of the units."""
+        is_part = node.op_type in ("Concat", "Pad")
+        own = units & self._carried(value) if is_part else units
+        return (is_part and not own) or self.vanishes(value, own)
 
     def _carried(self, value: ir.Value) -> frozenset[int]:
         """The classes along the axes of a tensor."""

@@ -104,6 +104,31 @@ GRAPHS = {
         "y = ReduceSum <keepdims = 0> (r, one) }"),
         {"w": (6, 8)}, [],
     ),
+    "zeros around features": (
+        ("n (float[b, 6] x) => (float[b, 3] y) <int64[4] around = {0, 3, 0, 1}> { h = MatMul (x, w) k = MatMul (x, u)"
+        "p = Pad (h, around) s = Add (p, k) r = Relu (s) y = MatMul (r, a) }"),
+        {"w": (6, 8), "u": (6, 12), "a": (12, 3)}, [4, 8],
+    ),
+    "zeros around features of an axis that is named": (
+        ("n (float[b, 6] x) => (float[b, 3] y) <int64[2] around = {0, 4}, float zero = {0.0}, int64[1] one = {-1}> {"
+        "h = MatMul (x, w) k = MatMul (x, u) p = Pad (h, around, zero, one) s = Add (p, k) y = MatMul (s, a) }"),
+        {"w": (6, 8), "u": (6, 12), "a": (12, 3)}, [4, 8],
+    ),
+    "a product of features between zeros": (
+        ("n (float[b, 6] x) => (float[b, b] y) <int64[4] around = {0, 3, 0, 1}> { h = MatMul (x, w) k = MatMul (x, u)"
+        "p = Pad (h, around) s = Add (p, k) t = Transpose (s) y = MatMul (s, t) }"),
+        {"w": (6, 8), "u": (6, 12)}, [4, 8],
+    ),
+    "ones around features": (
+        ("n (float[b, 6] x) => (float[b, 3] y) <int64[4] around = {0, 3, 0, 1}, float one = {1.0}> {"
+        "h = MatMul (x, w) p = Pad (h, around, one) y = MatMul (p, a) }"),
+        {"w": (6, 8), "a": (12, 3)}, [],
+    ),
+    "features that are cut off by padding": (
+        ("n (float[b, 6] x) => (float[b, 3] y) <int64[4] around = {0, -3, 0, 0}> {"
+        "h = MatMul (x, w) p = Pad (h, around) y = MatMul (p, a) }"),
+        {"w": (6, 8), "a": (5, 3)}, [],
+    ),
     "a softmax": ("n (float[b, 6] x) => (float[b, 3] y) { h = MatMul (x, w) s = Softmax (h) y = MatMul (s, v) }",
                   IN_OUT, []),
     "an operator without a rule": (

@@ -48,6 +48,36 @@ def test_both_orders_against_gradients_by_hand():
     np.testing.assert_allclose(found.second_order, second, rtol=1e-4)
 
 
+def test_a_unit_scaled_by_its_weights_bias_or_normalisation_costs_the_gradient_by_it_times_itself():
+    """Where a unit becomes h s, the first order is the derivative by s at 1: the sum over its places of dL/dh h."""
+    random = np.random.default_rng(4)
+    text = (
+        "net (float[n, 2, 4, 4] x) => (float[n, 3, 4, 4] y) { h = Conv (x, w) b = BatchNormalization (h, g, s, m, u)"
+        "r = Relu (b) k = Conv (r, v, c) t = Relu (k) y = Conv (t, o) }"
+    )
+    shapes = {"w": (5, 2, 1, 1), "g": 5, "s": 5, "m": 5, "u": 5, "v": (6, 5, 1, 1), "c": 6, "o": (3, 6, 1, 1)}
+    weights = {name: np.abs(random.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    weights |= {name: random.standard_normal(shapes[name]).astype(np.float32) for name in ("w", "v", "o", "s", "m")}
+    model = model_from_text(text, weights)
+    first, second = find_couplings(model)
+    x = random.standard_normal((3, 2, 4, 4)).astype(np.float32)
+    r = random.standard_normal((3, 3, 4, 4)).astype(np.float32)
+    found = unit_sensitivities(model, [first, second], [({"x": x}, r)], weighted_sum)
+    scales = [
+        torch.ones(5, dtype=torch.float64, requires_grad=True),
+        torch.ones(6, dtype=torch.float64, requires_grad=True),
+    ]
+    held = {name: torch.from_numpy(array).double() for name, array in weights.items()}
+    h = torch.einsum("nihw, oi -> nohw", torch.from_numpy(x).double(), held["w"][:, :, 0, 0])
+    b = (h - held["m"][:, None, None]) / (held["u"][:, None, None] + 1e-5).sqrt()
+    b = (b * held["g"][:, None, None] + held["s"][:, None, None]) * scales[0][:, None, None]
+    k = torch.einsum("nihw, oi -> nohw", b.relu(), held["v"][:, :, 0, 0]) + held["c"][:, None, None]
+    y = torch.einsum("nihw, oi -> nohw", (k * scales[1][:, None, None]).relu(), held["o"][:, :, 0, 0])
+    gradients = torch.autograd.grad((y * torch.from_numpy(r)).sum(), scales)
+    for coupling, gradient in zip((first, second), gradients, strict=True):
+        np.testing.assert_allclose(found[coupling.name].first_order, gradient.numpy() ** 2, rtol=1e-3)
+
+
 def test_without_labels_squares_of_gradients_are_the_diagonal_of_gauss_newton():
     model = two_layers()
     (coupling,) = find_couplings(model)
