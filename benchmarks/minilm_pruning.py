@@ -45,7 +45,6 @@ from benchmarks.networks.spam import (
     mean_length,
     pairs_of,
     spread_by_length,
-    with_known_lengths,
 )  # fmt: skip
 from benchmarks.peers.commit import read_commit
 from examples.spam.task import TRAINING, read_examples, score, task
@@ -95,7 +94,7 @@ def main() -> None:
     setting = Setting(
         task=spam,
         messages=Messages.of(spam, read_examples()[:TRAINING]),
-        original=with_known_lengths(spam.parts["model"]),
+        original=spam.parts["model"],
         epochs=arguments.epochs,
         work=work,
         rows=read_rows(arguments.out, again=arguments.again),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from alula.graph.opset import without_weights
 from alula.graph.running import Runner
 
 Shape = tuple[int, ...]
+_PRIMES = ((2, 3, 5, 7), (11, 13, 17, 19), (131, 137, 139, 149), (1009, 1013, 1019, 1021))  # of the first free axes
 _log = logging.getLogger(__name__)
 
 
@@ -31,21 +33,66 @@ def infer_shapes(model: Model, input_shapes: Mapping[str, Shape] | None = None) 
     Raises:
         DataError: an input is unknown, or its shape does not fit the graph.
     """
-    given = bind_shapes(model.inputs, input_shapes or {})
-    graph = model.edit()
-    for value in graph.graph.inputs:
+    return _shapes_for(model.edit(), bind_shapes(model.inputs, input_shapes or {}))
+
+
+def _shapes_for(model: ir.Model, given: Mapping[str, Shape]) -> dict[str, Shape | None]:
+    """The shape of every tensor, for a copy of the graph that nobody else holds."""
+    names = [*given, *model.graph.initializers]
+    names += [str(value.name) for node in model.graph for value in node.outputs if value.name]
+    for value in model.graph.inputs:
         value.shape = ir.Shape(given[str(value.name)])
-    for node in graph.graph:
+    for node in model.graph:
         for value in node.outputs if node.domain == "" else ():
             value.shape = None
-    names = [str(value.name) for node in model.graph for value in node.outputs if value.name]
-    folder = Folder(graph)
-    annotate_shapes(graph, outputs=True)
+    folder = Folder(model)
+    annotate_shapes(model, outputs=True)
     while folder.fold_small():  # shapes that the graph computes are constants now, and tell of more shapes
-        annotate_shapes(graph, outputs=True)
-    values = ir.convenience.create_value_mapping(graph.graph)
+        annotate_shapes(model, outputs=True)
+    values = ir.convenience.create_value_mapping(model.graph)
     values.update(folder.replaced)
-    return {name: _static(values[name]) for name in (*given, *model.graph.initializers, *names)}
+    return {name: _static(values[name]) for name in names}
+
+
+def settle_lengths(model: ir.Model) -> None:
+    """Write down, in place, the lengths that no free axis of the inputs has a part in: of heads, of their features.
+
+    Inference loses them behind a target that the graph computes. They are the ones that are equal at four sizes of the
+    free axes, small and large, each with other primes: rounding up to windows or cutting off at a limit shows.
+    """
+    if not any(_is_lost(length) for node in model.graph for value in node.outputs for length in value.shape or ()):
+        return
+    if any(value.shape is None for value in model.graph.inputs):
+        return
+    found = [_shapes_for(model.clone(), _probed(model.graph.inputs, primes)) for primes in _PRIMES]
+    for value in (value for node in model.graph for value in node.outputs):
+        ours = value.shape or ()
+        shapes = [shape for known in found if (shape := known.get(str(value.name))) is not None]
+        if len(shapes) == len(found) and all(len(shape) == len(ours) for shape in shapes):
+            value.shape = ir.Shape(_settled(length, seen) for length, *seen in zip(ours, *shapes, strict=True))
+
+
+def _settled(length: int | ir.SymbolicDim, seen: Sequence[int]) -> int | ir.SymbolicDim:
+    return seen[0] if _is_lost(length) and len(set(seen)) == 1 else length
+
+
+def _is_lost(length: int | ir.SymbolicDim) -> bool:
+    """Whether inference made up a name, or had none."""
+    return isinstance(length, ir.SymbolicDim) and (length.value is None or length.value.startswith("unk__"))
+
+
+def _probed(inputs: Sequence[ir.Value], primes: Sequence[int]) -> dict[str, Shape]:
+    """Shapes of all inputs, where axes of one name have one length, and each other free axis its own."""
+    free, lengths = cycle(primes), dict[str, int]()
+    return {
+        str(value.name): tuple(
+            length if isinstance(length, int)
+            else next(free) if length.value is None
+            else lengths.setdefault(length.value, lengths.get(length.value) or next(free))
+            for length in value.shape or ()
+        )
+        for value in inputs
+    }  # fmt: skip
 
 
 def observe_shapes(model: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, Shape | None]:

@@ -12,7 +12,7 @@ from alula.graph.fold import UNKNOWN, Folder, constant_value, known_axes
 from alula.graph.forms import join_pads, pool_means
 from alula.graph.model import Model
 from alula.graph.rearranging import join_transposes, split_sequences
-from alula.graph.shapes import annotate_shapes
+from alula.graph.shapes import annotate_shapes, settle_lengths
 
 BLOCKS = "alula.blocks"  # metadata of a folded weight: the blocks of the original's first axis, in their order now
 _ROUNDS = 8  # each round of folding may teach shape inference something; real graphs need two or three
@@ -51,6 +51,7 @@ def tidy_graph(model: ir.Model) -> None:
     pool_means(model.graph)
     annotate_shapes(model)
     RemoveUnusedNodesPass()(model)
+    settle_lengths(model)
 
 
 def lift_constants(graph: ir.Graph) -> None:

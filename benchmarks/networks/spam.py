@@ -9,20 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from alula.graph.model import Model, TensorSpec
-from alula.graph.shapes import Shape, infer_shapes
+from alula.graph.model import Model
 from alula.task import Task
 from examples.spam.task import Example
 
 LAYERS = 6
 PADDING, MASK = 0, 103  # tokens
 FIRST_WORD = 1000  # tokens below are special
-FREE = (5, 6)  # lengths of free axes, in two runs, to tell lengths that never change from those that do
 SPREAD = 0.2  # how much longer or shorter than it is a message may seem when batches are made
 
 
@@ -74,29 +71,6 @@ def last_before_next(kept: Sequence[int]) -> dict[int, int]:
     """
     following = [*kept[1:], LAYERS]
     return {layer: after - 1 for layer, after in zip(kept, following, strict=True)}
-
-
-def with_known_lengths(model: Model) -> Model:
-    """The graph with the lengths of all axes written down that are the same in every run: of heads, of features.
-
-    Shape inference loses them behind a reshape whose target is computed, and what has no known length is not pruned.
-    """
-    runs = [infer_shapes(model, {spec.name: _with_free(spec, length) for spec in model.inputs}) for length in FREE]
-    graph = model.edit()
-    for node in graph.graph:
-        for value in node.outputs:
-            one, other = (run.get(str(value.name)) for run in runs)
-            if value.shape is not None and one is not None and other is not None and len(one) == len(value.shape):
-                value.shape = ir.Shape(_known(value.shape, one, other))
-    return model.edited(graph)
-
-
-def _with_free(spec: TensorSpec, length: int) -> Shape:
-    return tuple(axis if isinstance(axis, int) else length for axis in spec.shape or ())
-
-
-def _known(written: ir.Shape, one: Shape, other: Shape) -> list[int | ir.SymbolicDim]:
-    return [here if here == there else axis for axis, here, there in zip(written, one, other, strict=True)]
 
 
 class MessageBatches:

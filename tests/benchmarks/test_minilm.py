@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from alula.graph.channels import find_couplings
 from alula.graph.model import Model
 from alula.testing.models import model_from_text
 from benchmarks.minilm_pruning import DROPPED, file_name, lost, makers, read_rows, render, right_of, t_interval
@@ -22,7 +21,6 @@ from benchmarks.networks.spam import (
     padded,
     pairs_of,
     spread_by_length,
-    with_known_lengths,
 )
 
 
@@ -113,48 +111,6 @@ def test_pairs_of_layers() -> None:
     student, teacher = encoder([0, 3, 5]), encoder(list(range(LAYERS)))
     assert layer_outputs(teacher) == {number: f"t{number}" for number in range(LAYERS)}
     assert pairs_of(student, teacher) == (("t0", "t2"), ("t3", "t4"), ("t5", "t5"))
-
-
-def attention() -> Model:
-    """Two heads of two features, over free axes, with reshapes whose targets are computed, as exporters write them."""
-    text = """net (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)
-        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] rest = {-1}, int64[1] size = {2}> {
-        shape = Shape (x)
-        b = Gather (shape, zero)
-        s = Gather (shape, one)
-        to_heads = Concat <axis = 0> (b, s, rest, size)
-        back = Concat <axis = 0> (b, s, rest)
-        q0 = MatMul (x, query)
-        k0 = MatMul (x, key)
-        v0 = MatMul (x, value)
-        q1 = Reshape (q0, to_heads)
-        k1 = Reshape (k0, to_heads)
-        v1 = Reshape (v0, to_heads)
-        q = Transpose <perm = [0, 2, 1, 3]> (q1)
-        k = Transpose <perm = [0, 2, 3, 1]> (k1)
-        v = Transpose <perm = [0, 2, 1, 3]> (v1)
-        scores = MatMul (q, k)
-        p = Softmax <axis = -1> (scores)
-        o0 = MatMul (p, v)
-        o1 = Transpose <perm = [0, 2, 1, 3]> (o0)
-        o = Reshape (o1, back)
-        y = MatMul (o, output)
-    }"""
-    random = np.random.default_rng(0)
-    weights = {name: random.standard_normal((4, 4)).astype(np.float32) for name in ("query", "key", "value", "output")}
-    return model_from_text(text, weights)
-
-
-def test_known_lengths_make_heads_visible_and_change_nothing_else() -> None:
-    model = attention()
-    known = with_known_lengths(model)
-    heads = [one for one in find_couplings(known) if one.initializers >= {"query", "key", "value", "output"}]
-    assert [(one.size, one.members[0].indices.shape) for one in heads] == [(2, (2, 2))]
-    values = {str(value.name): value.shape for node in known.graph for value in node.outputs}
-    assert [isinstance(length, int) for length in values["q"]] == [False, True, False, True]
-    for batch, sequence in ((1, 1), (3, 6)):
-        x = np.random.default_rng(1).standard_normal((batch, sequence, 4)).astype(np.float32)
-        np.testing.assert_array_equal(known.run({"x": x})["y"], model.run({"x": x})["y"])
 
 
 def test_right_of() -> None:

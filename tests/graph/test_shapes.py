@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from alula.errors import DataError
+from alula.graph.channels import find_couplings
 from alula.graph.shapes import infer_shapes, observe_shapes
+from alula.graph.tidy import tidy
 from alula.testing import (
     attention_network,
     convolution_network,
@@ -109,3 +111,77 @@ def test_a_graph_that_does_not_run_leaves_shapes_unknown():
     model = model_from_text(text, {"big": np.zeros((3, 99), np.int64)})
     shapes = observe_shapes(model, {"x": np.array([1, 0, 2, 3], np.float32)})
     assert (shapes["x"], shapes["i"]) == ((4,), None)
+
+
+def attention():
+    """Attention of two heads whose number the graph leaves to be told by -1."""
+    text = """net (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] rest = {-1}, int64[1] size = {2}> {
+        shape = Shape (x)
+        b = Gather (shape, zero)
+        s = Gather (shape, one)
+        to_heads = Concat <axis = 0> (b, s, rest, size)
+        back = Concat <axis = 0> (b, s, rest)
+        q0 = MatMul (x, query)
+        k0 = MatMul (x, key)
+        v0 = MatMul (x, value)
+        q1 = Reshape (q0, to_heads)
+        k1 = Reshape (k0, to_heads)
+        v1 = Reshape (v0, to_heads)
+        q = Transpose <perm = [0, 2, 1, 3]> (q1)
+        k = Transpose <perm = [0, 2, 3, 1]> (k1)
+        v = Transpose <perm = [0, 2, 1, 3]> (v1)
+        scores = MatMul (q, k)
+        p = Softmax <axis = -1> (scores)
+        o0 = MatMul (p, v)
+        o1 = Transpose <perm = [0, 2, 1, 3]> (o0)
+        o = Reshape (o1, back)
+        y = MatMul (o, output)
+    }"""
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal((4, 4)).astype(np.float32) for name in ("query", "key", "value", "output")}
+    return model_from_text(text, weights)
+
+
+def test_lengths_behind_computed_targets_are_settled_so_that_heads_are_seen():
+    model, settled = attention(), tidy(attention())
+    heads = [one for one in find_couplings(settled) if one.initializers >= {"query", "key", "value", "output"}]
+    assert [(one.size, one.members[0].indices.shape) for one in heads] == [(2, (2, 2))]
+    lengths = {str(value.name): value.shape for node in settled.graph for value in node.outputs}
+    assert [isinstance(length, int) for length in lengths["q"]] == [False, True, False, True]
+    for batch, sequence in ((1, 1), (3, 6)):
+        x = np.random.default_rng(1).standard_normal((batch, sequence, 4)).astype(np.float32)
+        np.testing.assert_array_equal(settled.run({"x": x})["y"], model.run({"x": x})["y"])
+
+
+@pytest.mark.parametrize(
+    ("computed", "length"),
+    [
+        ("n = Div (t, t)", 1),
+        ("n = Min (t, eight)", None),  # cut off at a limit
+        ("u = Add (t, seven) d = Div (u, eight) n = Mul (d, eight)", None),  # rounded up to windows
+        ("u = Mul (t, eight) n = Div (u, t)", 8),
+    ],
+)
+def test_only_lengths_that_never_change_are_settled(computed, length):
+    model = tidy(
+        model_from_text(
+            "n (float[b, t] x) => (float[n, 1] y) <int64[1] eight = {8}, int64[1] seven = {7}, int64[1] one = {1}> {"
+            f"t = Shape <start = 1, end = 2> (x) {computed} p = Concat <axis = 0> (n, one)"
+            "z = ConstantOfShape (p) y = Relu (z) }"
+        )
+    )
+    (made,) = (node.outputs[0] for node in model.graph if node.op_type == "ConstantOfShape")
+    found = made.shape[0]
+    assert found == length if length is not None else not isinstance(found, int)
+
+
+def test_free_axes_without_a_name_have_no_part_either():
+    text = """n (float[?, ?, 6] x) => (float[b, t, k, 3] y) <int64[2] heads = {-1, 3}> {
+        s = Shape <end = 2> (x)
+        r = Concat <axis = 0> (s, heads)
+        h = Reshape (x, r)
+        y = Relu (h)
+    }"""
+    (made,) = (node.outputs[0] for node in tidy(model_from_text(text)).graph if node.op_type == "Reshape")
+    assert [length if isinstance(length, int) else None for length in made.shape] == [None, None, 2, 3]
