@@ -8,12 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from alula.errors import RecipeError, at
 from alula.graph.layers import Layer, select
-from alula.graph.model import Model
+from alula.graph.load import load_model
+from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, Statistics
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.techniques import (
@@ -39,6 +41,12 @@ _KINDS = (
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
+
+
+_NO_LAYERS = (
+    "did nothing, as no layer has weights in plain sight; a step that stores weights in another form, such as Float16, "
+    "comes last"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +156,25 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
     return requests
 
 
-def apply_recipe(model: Model, recipe: Recipe, statistics: Statistics | None = None, part: str = "model") -> Model:
-    """Do all steps for a part, in order; the model itself is not changed.
+def apply_recipe(
+    model: Model | str | Path, recipe: Recipe, statistics: Statistics | None = None, part: str = "model"
+) -> Model:
+    """Do all steps for a part, in order; the model itself is not changed. A model may be the path of an ONNX file.
 
     Techniques that read no calibration data need no ``statistics``.
 
     Raises:
         RecipeError: a pattern matches nothing, or a technique is impossible for the layers (the step is named).
+        ModelError: the file is no model.
     """
+    model = model if isinstance(model, Model) else load_model(model)
     for number, step in enumerate(steps_for(recipe, part), 1):
-        with at(f"step {number}, {type(step.technique).__name__}"):
-            model = step.technique.apply(model, Context(step.layers(model), statistics or Statistics()))
+        name = f"step {number}, {type(step.technique).__name__}"
+        with at(name):
+            layers = step.layers(model)
+            notes = [] if layers else [Note(name, _NO_LAYERS)]
+            model = step.technique.apply(model, Context(layers, statistics or Statistics()))
+            model = model.edited(model.edit(), notes) if notes else model
     return model
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alula.errors import RecipeError
+from alula.errors import ModelError, RecipeError
 from alula.graph.statistics import collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
@@ -205,3 +205,13 @@ def test_techniques_one_after_another():
     result = apply_recipe(model, recipe, collect(model, [feeds], requests_of(recipe, model)))
     assert not result.layers()
     assert relative_error(model.run(feeds), result.run(feeds)) < 0.05
+
+
+def test_a_path_stands_for_a_model_and_a_step_that_finds_no_layer_says_so(tmp_path):
+    dense_network().save(tmp_path / "net.onnx")
+    recipe = Recipe((Step(Float16()), Step(QuantizeWeights())))
+    made = apply_recipe(tmp_path / "net.onnx", recipe)
+    assert [note.place for note in made.notes] == ["step 2, QuantizeWeights"]
+    assert "no layer has weights in plain sight" in made.notes[0].text
+    with pytest.raises(ModelError, match="nowhere"):
+        apply_recipe(tmp_path / "nowhere.onnx", recipe)

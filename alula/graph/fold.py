@@ -104,7 +104,7 @@ class Folder:
         return self._know(node, result)
 
     def _fold_small(self, node: ir.Node) -> bool:
-        if not _is_foldable(node):
+        if not _is_foldable(node) or any(value is not None and _is_tied(value) for value in node.inputs):
             return False
         arrays = [self._array(value) for value in node.inputs]
         if any(value is not None and array is None for value, array in zip(node.inputs, arrays, strict=True)):
@@ -281,6 +281,14 @@ def _dies(value: ir.Value) -> bool:
         and all(_is_constant(other) for other in use.node.inputs if other is not None)
         for use in value.uses()
     )
+
+
+def _is_tied(value: ir.Value) -> bool:
+    """Whether a weight is read by more than what is folded, such as a table that is also an output's matrix.
+
+    A second copy of it would be trained and changed by itself.
+    """
+    return is_weight(value) and len(value.const_value.shape) > 1 and not _dies(value)  # type: ignore[union-attr]
 
 
 def _made_of(value: ir.Value) -> float:

@@ -182,6 +182,8 @@ def batches_of(
         array = as_array(labels, "labels")
         if len(array) != rows:
             raise DataError(f"there must be one label per row, got {len(array)} labels for {rows} rows")
+        if array.dtype.kind not in "iubf":
+            raise DataError(f"labels must be numbers, got {array.flat[0]!s}; give the number of each class, from 0 on")
         check_finite(array, "labels")
         array = array.astype(np.int64) if array.dtype.kind in "iub" else array.astype(np.float32)
     fixed = fixed_batch(model)

@@ -22,8 +22,8 @@ from alula.task_rows import as_array
 from alula.training.batches import Batches, LoaderBatches, batches_of
 from alula.training.blockwise import TeacherFed, block_of, check_same
 from alula.training.loss import Loss
-from alula.training.losses import BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
-from alula.training.progress import showing
+from alula.training.losses import IGNORED, BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
+from alula.training.progress import counting, showing
 from alula.training.scoring import Validation, score_by
 from alula.training.synthesis import synthesise
 from alula.training.trainer import Around, train
@@ -122,7 +122,8 @@ def distill(
     original = entered(student, data)
     notes = []
     if data is None:
-        data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training))
+        with counting("making up inputs") as report:
+            data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training), on_progress=report)
         notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
     stages = _stages(training, loss or teaching_loss(original, labels, data), _foreign(student, original))
     trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out)
@@ -226,6 +227,8 @@ def loss_for(model: Model, data: Any, labels: Any) -> Loss:
     found = _labels_among(data, labels)
     if found is None:
         raise DataError("there are no labels to train by; give labels=..., or distill from a teacher")
+    if found.dtype.kind == "i" and found.size and (found == IGNORED).all():
+        raise DataError(f"every label is {IGNORED}, which marks rows to leave out: nothing is left to learn")
     return loss_fitting(model, found)
 
 
@@ -234,6 +237,8 @@ def loss_fitting(model: Model, labels: np.ndarray) -> Loss:
     sigmoid, cross-entropy of each by itself; else squared error.
     """  # noqa: D205
     ending = _ending(model)
+    if labels.ndim > 1 and len(labels) > 1 and _is_one_hot(labels):
+        _log.warning("each row of labels has a single 1; if classes exclude each other, give their numbers instead")
     if _are_apart(model, labels) or (labels.dtype.kind == "f" and ending == "Sigmoid"):
         return BinaryCrossEntropy(probabilities=ending == "Sigmoid")
     if labels.dtype.kind in "iub":
@@ -256,6 +261,10 @@ def _are_apart(model: Model, labels: np.ndarray) -> bool:
     shape = model.outputs[0].shape
     fits = shape is not None and len(shape) == labels.ndim > 1 and labels.shape[-1] == shape[-1] != 1
     return fits and labels.dtype.kind in "iub" and bool(((labels == 0) | (labels == 1)).all())
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())
 
 
 def _labels_among(data: Any, labels: Any) -> np.ndarray | None:

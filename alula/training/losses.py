@@ -50,6 +50,7 @@ Output: TypeAlias = str | tuple[str, str] | None
 """A tensor by name; a pair where the teacher's has another name; None: the first output of each."""
 
 VARIANCE_FLOOR: Final = 1e-6  # of logits: a head that starts at zero gives equal ones, which have no z-score
+IGNORED: Final = -100  # the label of rows that are left out
 LEAST_TO_STANDARDISE: Final = 3  # the z-scores of two classes are -1 and 1, whatever their logits
 
 
@@ -69,7 +70,7 @@ class OfClasses(Loss):
     axis: int | None = None
     probabilities: bool = False
     mask: str | None = None
-    ignore: int = -100
+    ignore: int = IGNORED
 
     def needs(self) -> Needs:
         """The outputs that have a name, and the mask."""

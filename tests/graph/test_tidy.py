@@ -12,6 +12,7 @@ from alula.testing import (
     convolution_network,
     dense_network,
     embedding_network,
+    model_from_text,
     proto_from_text,
     random_feeds,
     recurrent_network,
@@ -346,3 +347,12 @@ def test_other_pads_stay(before):
     assert [node.op_type for node in after.graph] == ["Pad", "Conv"]
     feeds = random_feeds(before)
     np.testing.assert_allclose(after.run(feeds)["y"], before.run(feeds)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_tied_weights_stay_tied_however_small():
+    """A table that is also the output's matrix: as a copy, turned, it would be trained and pruned by itself."""
+    model = model_from_text(
+        "n (int64[b] x) => (float[b, 6] y) { e = Gather (w, x) t = Transpose (w) y = MatMul (e, t) }",
+        {"w": np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)},
+    )
+    assert [node.op_type for node in tidy(model).graph] == ["Gather", "Transpose", "MatMul"]

@@ -127,6 +127,23 @@ def test_the_loss_fits_the_labels(ending: nn.Module, labels: np.ndarray, loss: o
     assert loss_for(model, np.zeros((4, 4)), labels) == loss
 
 
+def test_labels_that_are_no_numbers_or_all_left_out_are_refused() -> None:
+    model, inputs = alula.export_module(Ending(nn.Identity()), torch.zeros(2, 4)), np.zeros((4, 4), np.float32)
+    with pytest.raises(DataError, match="labels must be numbers, got spam"):
+        alula.finetune(model, inputs, ["spam", "ham", "ham", "spam"], training=QUICK)
+    with pytest.raises(DataError, match="every label is -100"):
+        alula.finetune(model, inputs, np.full(4, -100), training=QUICK)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_labels_of_a_single_one_are_warned_of(kind: type, caplog: pytest.LogCaptureFixture) -> None:
+    model = alula.export_module(Ending(nn.Identity()), torch.zeros(2, 4))
+    loss_for(model, np.zeros((4, 4)), np.ones((3, 3), kind))
+    assert "give their numbers" not in caplog.text
+    loss_for(model, np.zeros((4, 4)), np.eye(3, dtype=kind))
+    assert "give their numbers" in caplog.text
+
+
 def test_what_a_teacher_is_compared_by() -> None:
     logits, probabilities = (
         alula.export_module(Ending(ending), torch.zeros(2, 4)) for ending in (nn.Identity(), nn.Softmax(1))
