@@ -7,21 +7,18 @@ first instead. Blocks end in what sums, normalises or activates, not in a produc
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from alula.errors import ModelError
 from alula.graph.editing import Editor
 from alula.graph.model import Model, Note
+from alula.graph.naming import called, told_apart
 
 _LONGEST_PERIOD = 4  # sub-layers of a layer: attention, cross-attention, feed-forward, convolution
-
-
 _KEEPS_SHAPE = frozenset(
     {"Add", "BatchNormalization", "LayerNormalization", "Mul", "RMSNormalization", "Relu", "Sub", "Sum"}
 )
@@ -49,20 +46,7 @@ def find_blocks(model: Model) -> tuple[Block, ...]:
     found = {**latest, **{block.layers: block for block in _joined(flow, list(latest.values()))}}
     order = {layer.name: number for number, layer in enumerate(model.layers())}
     ordered = sorted(found.values(), key=lambda block: (order[block.layers[-1]], len(block.layers)))
-    return _told_apart(ordered)
-
-
-def block_named(blocks: Sequence[Block], name: str) -> Block:
-    """The block of this name.
-
-    Raises:
-        ModelError: there is none; the message lists those that are there.
-    """
-    found = next((block for block in blocks if block.name == name), None)
-    if found is None:
-        known = ", ".join(block.name for block in blocks[:8])
-        raise ModelError(f"no block is called {name!r}; the graph has {known or 'none'}")
-    return found
+    return told_apart(ordered)
 
 
 def without_blocks(model: Model, names: Iterable[str]) -> Model:
@@ -75,7 +59,7 @@ def without_blocks(model: Model, names: Iterable[str]) -> Model:
         ModelError: there is no block of a name.
     """
     blocks = find_blocks(model)
-    chosen = [block_named(blocks, name) for name in dict.fromkeys(names)]
+    chosen = [called(blocks, name, "blocks") for name in dict.fromkeys(names)]
     if not chosen:
         return model
     editor = Editor(model.edit())
@@ -284,12 +268,3 @@ def _rows(blocks: Sequence[Block]) -> Iterator[list[Block]]:
             while row[-1].output in by_input:
                 row.append(by_input[row[-1].output])
             yield row
-
-
-def _told_apart(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    met: Counter[str] = Counter()
-    named = []
-    for block in blocks:
-        met[block.name] += 1
-        named.append(block if met[block.name] == 1 else replace(block, name=f"{block.name}#{met[block.name]}"))
-    return tuple(named)

@@ -8,17 +8,17 @@ of the graph) stays, and so does what is not understood.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
-from alula.errors import ModelError
 from alula.graph.model import Model
+from alula.graph.naming import told_apart
 
 FROZEN = 0  # the class of all that must stay
 
@@ -263,7 +263,7 @@ def couplings_of(model: Model, grains: Sequence[Axes]) -> tuple[Coupling, ...]:
             if coupling.size > 1 or axes is grains[0]:
                 found.setdefault(coupling.places, coupling)
     order = {layer.weight: number for number, layer in enumerate(model.layers())}
-    return _told_apart(
+    return told_apart(
         sorted(found.values(), key=lambda one: min(order.get(name, len(order)) for name in one.initializers))
     )
 
@@ -286,17 +286,6 @@ def _couplings_at(model: Model, axes: Axes) -> list[Coupling]:
     return couplings
 
 
-def _told_apart(couplings: Sequence[Coupling]) -> tuple[Coupling, ...]:
-    """Each with a name of its own: a layer whose channels go different ways has several couplings."""
-    met: Counter[str] = Counter()
-    named = []
-    for coupling in couplings:
-        met[coupling.name] += 1
-        number = met[coupling.name]
-        named.append(coupling if number == 1 else replace(coupling, name=f"{coupling.name}#{number}"))
-    return tuple(named)
-
-
 def _places(model: Model, axes: Axes) -> dict[int, dict[tuple[str, int], list[int]]]:
     """Where each class that may go stands: indices by initializer and axis."""
     places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -314,16 +303,3 @@ def _name(model: Model, members: Sequence[Member]) -> str:
     """The first layer that computes these units."""
     produced = {member.initializer for member in members if member.produces}
     return next(layer.name for layer in model.layers() if layer.weight in produced)
-
-
-def coupling_named(couplings: Sequence[Coupling], name: str) -> Coupling:
-    """The coupling of this name.
-
-    Raises:
-        ModelError: there is none; the message lists those that are there.
-    """
-    found = next((coupling for coupling in couplings if coupling.name == name), None)
-    if found is None:
-        known = ", ".join(coupling.name for coupling in couplings[:8])
-        raise ModelError(f"no units are called {name!r}; the graph has {known or 'none that can go'}")
-    return found

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from alula.errors import ModelError, at
-from alula.graph.channels import Axes, Coupling, Grain, coupling_named, find_couplings, trace_grains
+from alula.graph.channels import Axes, Coupling, Grain, find_couplings, trace_grains
 from alula.graph.editing import Editor
 from alula.graph.lengths import find_pads, find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
+from alula.graph.naming import called
 from alula.graph.staying import why_units_stay
 
 
@@ -33,7 +34,7 @@ def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
     gone: dict[Grain, set[int]] = defaultdict(set)
     for name, numbers in units.items():
         _refuse_to_remove_what_stays(model, couplings, name)
-        coupling = coupling_named(couplings, name)
+        coupling = called(couplings, name, "units")
         axes = next(axes for axes in grains if axes.grain == coupling.grain)
         gone[coupling.grain].update(_classes(model, axes, coupling, numbers))
     return _Removal(model, grains, gone).done(units)

@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from alula.errors import DataError, ModelError, RecipeError
+from alula.errors import DataError, RecipeError
 from alula.graph.blocks import Block, find_blocks, without_blocks
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.running import Runner
 from alula.graph.statistics import Request
-from alula.techniques.technique import Context
+from alula.techniques.technique import Context, check_weights
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -54,7 +54,8 @@ class Drop:
         chosen = [block for block in named if treated.issuperset(block.layers)]
         if not chosen:
             raise RecipeError(f"none of the {len(named)} blocks consists of layers that are to be treated")
-        _check_finite(model, {layer for block in chosen for layer in block.layers})
+        inside = {layer for block in chosen for layer in block.layers}
+        check_weights(model, (layer for layer in model.layers() if layer.name in inside))
         notes = [
             Note(block.name, "stays: some of its layers are not to be treated")
             for block in named
@@ -73,15 +74,6 @@ class Drop:
 
 def _matches(block: Block, pattern: str) -> bool:
     return block.name == pattern or fnmatchcase(block.name, pattern)
-
-
-def _check_finite(model: Model, layers: Iterable[str]) -> None:
-    chosen = set(layers)
-    for layer in model.layers():
-        if layer.name in chosen and not all(np.isfinite(model.weight(name)).all() for name in layer.weights):
-            raise ModelError(
-                f"layer {layer.name!r}: its weights hold NaN or infinity; whether it matters cannot be told"
-            )
 
 
 def choose_blocks(model: Model, count: int, feeds: Sequence[Feeds], among: Iterable[str] = ("*",)) -> tuple[str, ...]:

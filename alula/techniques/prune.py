@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from alula.errors import ModelError, RecipeError
+from alula.errors import RecipeError
 from alula.graph.channels import Coupling, find_couplings
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
@@ -17,7 +17,7 @@ from alula.graph.statistics import AnyRequest
 from alula.numerics.allocation import Limits, count_globally, count_uniformly, least_important
 from alula.techniques.compensation import compensate, moment_requests
 from alula.techniques.criteria import CRITERIA, Criterion, CriterionName, criterion_named, or_magnitude
-from alula.techniques.technique import Context
+from alula.techniques.technique import Context, check_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Prune:
             RecipeError: no unit of the chosen layers can go.
             ModelError: a weight is not finite (the layer is named).
         """
-        _check_finite(model, context.layers)
+        check_weights(model, context.layers)
         couplings = computed_by(model, context.layers)
         if not context.layers:
             raise RecipeError(
@@ -130,11 +130,3 @@ def computed_by(model: Model, layers: Sequence[Layer]) -> list[Coupling]:
         for coupling in find_couplings(model)
         if {member.initializer for member in coupling.members if member.produces} <= chosen
     ]
-
-
-def _check_finite(model: Model, layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        for name in layer.weights:
-            weight = model.weight(name)
-            if weight.dtype.kind == "f" and not np.isfinite(weight).all():
-                raise ModelError(f"layer {layer.name!r}: its weights hold NaN or infinity; what matters cannot be told")

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
+from alula.errors import ModelError
 from alula.graph.layers import Layer
 from alula.graph.model import Model
 from alula.graph.statistics import AnyRequest, Statistics
@@ -43,6 +45,15 @@ def other_readers(graph: ir.Graph, layers: Iterable[Layer], name: str) -> str | 
     others = {use.node for use in value.uses() if use.node.graph is not graph or use.node.name not in treated}
     names = sorted(str(node.name or node.op_type) for node in others)
     return f"it is shared with {', '.join(names[:3])}, which is not to be treated" if names else None
+
+
+def check_weights(model: Model, layers: Iterable[Layer]) -> None:
+    """Raise ModelError (the layer is named) where a weight holds NaN or infinity: what matters cannot be told then."""
+    for layer in layers:
+        for name in layer.weights:
+            weight = model.weight(name)
+            if weight.dtype.kind == "f" and not np.isfinite(weight).all():
+                raise ModelError(f"layer {layer.name!r}: its weights hold NaN or infinity; what matters cannot be told")
 
 
 class Technique(Protocol):

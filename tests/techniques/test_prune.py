@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from alula.errors import RecipeError
-from alula.graph.channels import coupling_named, find_couplings
+from alula.graph.channels import find_couplings
 from alula.graph.cost import measure_cost
 from alula.graph.export import export_module
+from alula.graph.naming import called
 from alula.graph.running import Runner
 from alula.graph.statistics import collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
@@ -81,7 +82,7 @@ def test_widths_are_rounded_up_and_some_units_stay(model):
     assert all(one.size % 4 == 0 for one in find_couplings(smaller))
     smaller = pruned(model, amount=0.95, scope="uniform", least=0.5)
     for one in find_couplings(smaller):
-        assert one.size >= coupling_named(find_couplings(model), one.name).size / 2
+        assert one.size >= called(find_couplings(model), one.name, "units").size / 2
 
 
 def test_layers_that_keep_their_channels_are_named(model):
