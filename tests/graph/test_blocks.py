@@ -62,7 +62,7 @@ def test_taking_no_block_out_changes_nothing():
 
 def test_an_unknown_block_is_refused_with_those_that_are_there():
     model, _ = chain()
-    with pytest.raises(ModelError, match=f"no block is called 'x'; the graph has {find_blocks(model)[0].name}"):
+    with pytest.raises(ModelError, match=f"no blocks are called 'x'; the graph has {find_blocks(model)[0].name}"):
         without_blocks(model, ["x"])
 
 
