@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from alula.training.finetuning import Stage as Stage
     from alula.training.finetuning import distill as distill
     from alula.training.finetuning import finetune as finetune
+    from alula.training.teacher import Remembered as Remembered
     from alula.training.training import Training as Training
 
 __version__ = "0.1.0"
@@ -72,6 +73,7 @@ _HOMES = {
     "QuantizeDynamic": "techniques",
     "QuantizeWeights": "techniques",
     "Recipe": "recipe",
+    "Remembered": "training.teacher",
     "Sparsify": "techniques",
     "Stage": "training.finetuning",
     "Step": "recipe",

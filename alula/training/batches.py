@@ -22,11 +22,17 @@ Inputs: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Inputs by name, labels where there are any, and the numbers of the rows where they stay the same every epoch."""
+    """Inputs by name, and labels where there are any.
+
+    Attributes:
+        rows: numbers of the rows, where they stay the same every epoch.
+        draw: what decides the batch beside the data: the epoch, its number in it, and the share of it.
+    """
 
     inputs: Inputs
     labels: Tensor | None
     rows: np.ndarray | None = None
+    draw: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -97,7 +103,7 @@ class RowBatches:
             generator.manual_seed(_mixed(self._seed, *draw))
             inputs = _augmented(self._augment, inputs, generator)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return Batch(inputs, labels, None if self.augments else rows)
+        return Batch(inputs, labels, None if self.augments else rows, draw)
 
 
 class LoaderBatches:

@@ -26,6 +26,7 @@ from alula.training.losses import IGNORED, BinaryCrossEntropy, CrossEntropy, Sof
 from alula.training.progress import counting, showing
 from alula.training.scoring import Validation, score_by
 from alula.training.synthesis import synthesise
+from alula.training.teacher import Remembered
 from alula.training.trainer import Around, train
 from alula.training.training import Training
 
@@ -88,7 +89,7 @@ def finetune(
 
 def distill(
     student: Trainable,
-    teacher: Trainable | Sequence[Trainable],
+    teacher: Trainable | Sequence[Trainable] | Remembered,
     data: Any = None,
     labels: Any = None,
     *,
@@ -101,7 +102,8 @@ def distill(
 
     Args:
         student: a Model (such as a pruned one), the path of an ONNX file, or a module.
-        teacher: the same kinds; of several teachers the mean of what they answer is learned.
+        teacher: the same kinds; of several teachers the mean of what they answer is learned. ``Remembered(teacher,
+            folder)`` keeps what they answer, for other students that are taught on the same data.
         data: as for :func:`finetune`, labels not being needed. Without any, inputs are made up that look to the
             teacher's batch normalisations as its training data did.
         labels: one per row, for losses that read them.
@@ -115,6 +117,8 @@ def distill(
         RecipeError: student and teacher cannot be compared in the way of the loss.
         TrainingError, DataError, ModelError: as for :func:`finetune`.
     """
+    answers = Path(teacher.folder) if isinstance(teacher, Remembered) else None
+    teacher = teacher.teacher if isinstance(teacher, Remembered) else teacher
     several: Sequence[Any] = teacher if isinstance(teacher, list | tuple) else [teacher]
     if not several:
         raise RecipeError("there is no teacher; give one at least")
@@ -126,7 +130,7 @@ def distill(
             data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training), on_progress=report)
         notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
     stages = _stages(training, loss or teaching_loss(original, labels, data), _foreign(student, original))
-    trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out)
+    trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out, answers=answers)
     trained = trained.edited(trained.edit(), notes)
     return _left(student, original, trained, data)
 
@@ -139,6 +143,7 @@ def _train_stages(
     *,
     validation: Validation | None,
     out: str | Path | None,
+    answers: Path | None = None,
 ) -> Model:
     """One stage after another, each going on from what the one before it reached."""
     score = None if validation is None else score_by(model, validation)
@@ -151,7 +156,7 @@ def _train_stages(
             if stage.between is not None:
                 model = _train_block(model, batches, stage, teachers, Around(None, folder, report))
                 continue
-            around = Around(score, folder, report)
+            around = Around(score, folder, report, answers)
             model = train(model, batches, stage.loss, settings, teachers=teachers, around=around).model
     return model
 

@@ -1,9 +1,16 @@
-"""Who is learned from: one graph or several, without gradients; what they say of a row is computed once and kept."""
+"""Who is learned from: one graph or several, without gradients; what they say is computed once and kept.
+
+In memory it is kept by row, where rows stay the same every epoch. In a folder it is kept by batch, for other students
+that are taught on the same batches.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -11,18 +18,44 @@ from torch import Tensor
 
 from alula.errors import ModelError, require
 from alula.graph.model import Model
+from alula.storage import appearing
 from alula.training.batches import Batch
 from alula.training.modules import feeds_of, in_bfloat16, inside, lifted, named_outputs
 from alula.training.training import Precision
 
+Answers: TypeAlias = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
+
 KEPT_LIMIT_BYTES: Final = 2 * 2**30  # of outputs that are kept; beyond, they are computed anew each epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Teachers whose answers are kept in a folder, so that each is asked once for all students taught on one data.
+
+    What is kept is found again by the teachers, the data, the batch size, the seed and the augmentation.
+
+    Attributes:
+        teacher: what can be a teacher, or several.
+        folder: where answers are kept; it grows by all outputs of all rows of each epoch.
+    """
+
+    teacher: Any
+    folder: str | Path
 
 
 class Teacher:
     """Gives the tensors of a batch that a loss reads; of several graphs, the mean of what they give."""
 
     def __init__(
-        self, models: Sequence[Model], tensors: Collection[str], *, rows: int = 0, precision: Precision = "float32"
+        self,
+        models: Sequence[Model],
+        tensors: Collection[str],
+        *,
+        rows: int = 0,
+        precision: Precision = "float32",
+        folder: Path | None = None,
     ) -> None:
         self._models = tuple(models)
         self._device: torch.device = require("accelerate", "compress").Accelerator().device
@@ -33,9 +66,12 @@ class Teacher:
         self._also = inside(models[0], sorted(tensors))
         self._modules = [lifted(model, self._also).eval().to(self._device) for model in models]
         self._rows, self._kept, self._seen = rows, dict[str, np.ndarray](), np.zeros(rows, bool)
+        self._folder = folder
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> Answers:
         """The outputs, and the tensors asked for, of the rows of a batch, by name."""
+        if self._folder is not None and batch.draw is not None:
+            return self._recalled(batch, self._folder / f"{'-'.join(map(str, batch.draw))}.safetensors")
         if batch.rows is None or self._rows == 0:
             return self._compute(batch.inputs)
         if not self._seen[batch.rows].all():  # whole batches, as a graph of fixed batch wants them
@@ -44,6 +80,18 @@ class Teacher:
                 self._rows = 0
             return fresh
         return {name: torch.from_numpy(array[batch.rows]).to(self._device) for name, array in self._kept.items()}
+
+    def _recalled(self, batch: Batch, path: Path) -> Answers:
+        """What stands in a file; where it is not there yet, or damaged, it is computed and written."""
+        stored = require("safetensors.torch", "compress")
+        try:
+            answers: Answers = stored.load_file(path, device=str(self._device))
+        except Exception as error:  # noqa: BLE001  (whatever is wrong with the file, it is made anew)
+            _log.debug("%s is made: %s", path, error)
+            answers = {name: tensor.float().contiguous() for name, tensor in self._compute(batch.inputs).items()}
+            with appearing(path) as partial:
+                stored.save_file(answers, partial)
+        return answers
 
     def _keep(self, rows: np.ndarray, fresh: Mapping[str, Tensor]) -> bool:
         """Keep what was computed of some rows; False where it would take too much memory, or has no rows."""
@@ -60,7 +108,7 @@ class Teacher:
         return True
 
     @torch.no_grad()
-    def _compute(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _compute(self, inputs: Mapping[str, Tensor]) -> Answers:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             first, *others = [
                 named_outputs(model, self._also, module(*feeds_of(model, inputs, self._device)))

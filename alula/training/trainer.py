@@ -19,6 +19,7 @@ import torch
 from alula.errors import AlulaError, DataError, RecipeError, StorageError
 from alula.examples import hash_all
 from alula.graph.model import Model, Note
+from alula.storage import storing
 from alula.task_rows import fixed_batch
 from alula.training.batches import Batches, RowBatches
 from alula.training.checkpoint import load_state, save_state
@@ -82,11 +83,13 @@ class Around:
         score: how good a graph is; the best one is returned, and patience counts by it.
         folder: where the state is kept, so that the same call goes on after a kill.
         report: is told after every step.
+        answers: folder where what teachers say of each batch is kept for other students.
     """
 
     score: Score | None = None
     folder: Path | None = None
     report: Callable[[Progress], None] | None = None
+    answers: Path | None = None
 
 
 def train(
@@ -121,16 +124,31 @@ def train(
         raise RecipeError("patience counts epochs without a better score, and there is no score; give validation=...")
     for one in teachers:
         check_teacher(one, model)
-    rows = batches.rows if isinstance(batches, RowBatches) and not batches.augments else 0
-    teacher = Teacher(teachers, loss.needs().teacher, rows=rows, precision=training.precision) if teachers else None
+    around = around or Around()
+    teacher = _teacher_of(teachers, batches, loss, training, around.answers) if teachers else None
     first = next(batches.epoch(0), None)
     if first is None:
         raise DataError("the data gave no batch; give at least one row")
     learner = Learner(model, loss, training, first, teacher(first) if teacher else None)
     identity = hash_all([model.fingerprint, training, loss, [one.fingerprint for one in teachers], batches.identity(),
-                         around.score if around else None])  # fmt: skip
-    run = _Run(learner, batches, training, teacher, around or Around())
+                         around.score])  # fmt: skip
+    run = _Run(learner, batches, training, teacher, around)
     return run.go(identity)
+
+
+def _teacher_of(
+    models: Sequence[Model], batches: Batches, loss: Loss, training: Training, answers: Path | None
+) -> Teacher:
+    """The teacher, who keeps what can be kept."""
+    wanted, precision = loss.needs().teacher, training.precision
+    rows = batches.rows if isinstance(batches, RowBatches) and not batches.augments else 0
+    folder = None
+    if answers is not None:
+        key = hash_all([[one.fingerprint for one in models], batches.identity(), sorted(wanted), precision])
+        folder = answers / key[:16]
+        with storing(f"make {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+    return Teacher(models, wanted, rows=rows, precision=precision, folder=folder)
 
 
 class _Run:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import alula
 from alula import export_module
 from alula.training import teacher as module
 from alula.training.batches import Batch, batches_of
@@ -77,3 +81,42 @@ def test_teachers_whose_outputs_are_called_otherwise_are_averaged_by_place() -> 
     told = Teacher(models, [])(Batch({"images": torch.from_numpy(images)}, None))
     want = np.mean([next(iter(model.run({"images": images}).values())) for model in models], axis=0)
     np.testing.assert_allclose(told["a"].numpy(), want, atol=1e-5)
+
+
+def flipped(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    turned = torch.rand(len(inputs["images"]), 1, 1, 1, generator=generator) < 0.5
+    return {"images": torch.where(turned, inputs["images"].flip(-1), inputs["images"])}
+
+
+def test_answers_in_a_folder_serve_other_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    compute = Teacher._compute
+    monkeypatch.setattr(Teacher, "_compute", lambda self, inputs: counted.append(1) or compute(self, inputs))
+    taught = alula.Remembered(small(8, seed=1), tmp_path)
+    settings = alula.Training(epochs=2, batch_size=16, augment=flipped)
+
+    def student(seed: int, training: alula.Training = settings, teacher: object = taught) -> str:
+        counted.clear()
+        return alula.distill(small(4, seed=seed), teacher, rows(96)[0], training=training).fingerprint
+
+    first, asked = student(2), len(counted)
+    assert asked == 12  # batches of two epochs
+    assert student(2) == first == student(2, teacher=taught.teacher)
+    student(3)
+    assert not counted
+    student(2, replace(settings, seed=1))
+    assert len(counted) == 12
+    student(2, teacher=alula.Remembered(small(8, seed=4), tmp_path))
+    assert len(counted) == 12
+
+
+def test_a_damaged_answer_is_made_anew(tmp_path: Path) -> None:
+    taught = alula.Remembered(small(8, seed=1), tmp_path)
+    settings = alula.Training(epochs=1, batch_size=16, augment=flipped)
+    first = alula.distill(small(4), taught, rows(96)[0], training=settings)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    files[1].write_bytes(b"")
+    again = alula.distill(small(4), taught, rows(96)[0], training=settings)
+    assert again.fingerprint == first.fingerprint
+    assert len(files) == len(sorted(tmp_path.rglob("*"))) - 1 == 6
