@@ -179,9 +179,9 @@ def render(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Pruned residual networks on CIFAR-10, JPEG", "",
         "Written by `benchmarks/resnet_pruning.py`: pruned to the goal, healed by the same trainer with the same",
-        "settings and ResNet-56 as teacher; 1x is the reference itself, healed so. Drop: points lost on the 10,000 test",
-        "images, paired, with 95 % interval over the images. Latency: ONNX Runtime, batch 1, one thread, in turns with the",
-        "reference.", "",
+        "settings and ResNet-56 as teacher; 1x is the reference itself, healed so. Drop: points lost on the 10,000",
+        "test images, paired, with 95 % interval over the images. Latency: ONNX Runtime, batch 1, one thread, in turns",
+        "with the reference.", "",
         "| row | MACs | parameters | latency | reference | not healed | healed | drop | epochs | commit |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
