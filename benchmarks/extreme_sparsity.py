@@ -3,9 +3,10 @@
     python benchmarks/extreme_sparsity.py [--seeds 3] [--threads 1] [--again]
 
 For each seed a dense network is trained. A copy of it loses its smallest weights, of all layers together, along the
-cubic schedule while it is trained, and is trained on with its zeros kept. The dense one teaches it. Both see the same images, moved by up to two pixels. Scores are those of the file in ONNX Runtime on the 10,000 test
-images; the difference is paired, image by image. Nothing is chosen by them: all epochs are trained, the last weights
-count. One row is one seed; a killed row goes on where it was. Writes results/extreme_sparsity.json and .md.
+cubic schedule while it is trained, and is trained on with its zeros kept. The dense one teaches it. Both see the same
+images, moved by up to two pixels. Scores are those of the file in ONNX Runtime on the 10,000 test images; the
+difference is paired, image by image. Nothing is chosen by them: all epochs are trained, the last weights count. One row
+is one seed; a killed row goes on where it was. Writes results/extreme_sparsity.json and .md.
 """
 
 from __future__ import annotations
