@@ -156,7 +156,7 @@ def prune(reference: alula.Model, case: Case, seed: int, work: Path) -> alula.Mo
         else:
             state = work / "reference.onnx"
             reference.save(state)
-            command = [str(PEER), "-m", "benchmarks.peers.slim", str(state), str(path), str(case.goal.times), str(seed)]
+            command = [str(PEER), "-m", "benchmarks.peers.slim", str(state), str(path), str(case.goal.macs), str(seed)]
             subprocess.run(command, check=True)
     return alula.load_model(path)
 

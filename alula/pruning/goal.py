@@ -24,7 +24,7 @@ _KINDS: Final[tuple[Kind, ...]] = ("macs", "parameters", "latency")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """How many times fewer, or faster; one of the three is given.
+    """How many times fewer, or faster; one of the three is given, or several that must all hold.
 
     Attributes:
         macs: multiply-accumulates of one example.
@@ -39,39 +39,44 @@ class Goal:
     target: Target = field(default_factory=lambda: OnnxRuntime(threads=1))
 
     def __post_init__(self) -> None:
-        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise RecipeError(f"a goal is one of macs, parameters and latency, got {' and '.join(given) or 'none'}")
-        if not 1 <= self.times < float("inf"):
-            raise RecipeError(f"{given[0]} must be at least 1 times fewer, got {self.times!r}; 2.0 is half")
+        if not self.wanted():
+            raise RecipeError("a goal is macs, parameters or latency, or several of them; got none")
+        for kind, times in self.wanted().items():
+            if not 1 <= times < float("inf"):
+                raise RecipeError(f"{kind} must be at least 1 times fewer, got {times!r}; 2.0 is half")
+
+    def wanted(self, share: float = 1.0) -> dict[Kind, float]:
+        """How many times less of each kind, after a share of the way; what is counted comes before what is measured."""
+        given = {kind: getattr(self, kind) for kind in _KINDS}
+        return {kind: float(times) ** share for kind, times in given.items() if times is not None}
 
     @property
     def kind(self) -> Kind:
-        """What is saved."""
-        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
-
-    @property
-    def times(self) -> float:
-        """How many times less."""
-        return float(getattr(self, self.kind))
+        """What places are compared by: what is measured, where that is asked for."""
+        return list(self.wanted())[-1]
 
 
 Cost = Callable[[Model], float]
 """What a graph costs, in parts of what the original does."""
 
 
-def relative_cost(original: Model, goal: Goal, feeds: Mapping[str, np.ndarray]) -> Cost:
-    """The cost of a graph as a share of the original's.
+def relative_costs(original: Model, goal: Goal, feeds: Mapping[str, np.ndarray]) -> dict[Kind, Cost]:
+    """The costs of a graph as shares of the original's.
 
     Args:
         original: what is compared with.
-        goal: which cost.
+        goal: which costs.
         feeds: one example.
     """
-    if goal.kind == "latency":
-        return Stopwatch(original, goal.target, feeds)
-    whole = counted(original, goal.kind, feeds)
-    return lambda model: counted(model, goal.kind, feeds) / whole
+    return {
+        kind: Stopwatch(original, goal.target, feeds) if kind == "latency" else _counter(original, kind, feeds)
+        for kind in goal.wanted()
+    }
+
+
+def _counter(original: Model, kind: Kind, feeds: Mapping[str, np.ndarray]) -> Cost:
+    whole = counted(original, kind, feeds)
+    return lambda model: counted(model, kind, feeds) / whole
 
 
 def counted(model: Model, kind: Kind, feeds: Mapping[str, np.ndarray]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -110,15 +110,20 @@ def summed_harms(rungs: Rungs, importance: np.ndarray, *, relative: bool) -> np.
     return np.array([float(total[count - 1]) for count in rungs.counts])
 
 
-def measured_harms(model: Model, place: Place, batches: Sequence[Feeds]) -> np.ndarray:  # -> [rungs]
-    """How far the first output moves at each rung, relative to its size: |y' - y|^2 / |y|^2 over all batches."""
+def measured_harms(model: Model, smaller: Iterable[Model], batches: Sequence[Feeds]) -> np.ndarray:  # -> [rungs]
+    """How far the first output moves in each smaller graph, relative to its size: |y' - y|^2 / |y|^2 over all batches.
+
+    Args:
+        model: the graph.
+        smaller: the graph at each rung.
+        batches: what the outputs are compared on.
+    """
     name = model.outputs[0].name
     wanted = [model.run(feeds)[name].astype(np.float64) for feeds in batches]
     size = sum(float((y**2).sum()) for y in wanted) or 1.0
     harms = []
-    for rung in range(place.rungs):
-        smaller = place.without(model, rung)
-        moved = (smaller.run(feeds)[name] - y for feeds, y in zip(batches, wanted, strict=True))
+    for other in smaller:
+        moved = (other.run(feeds)[name] - y for feeds, y in zip(batches, wanted, strict=True))
         harms.append(sum(float((difference**2).sum()) for difference in moved) / size)
     return np.array(harms)
 

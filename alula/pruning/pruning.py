@@ -54,23 +54,23 @@ def prune(
     current, identity = original, [original, pruning, goal, batches_of(original, data, labels).identity()]
     for number in range(1, pruning.rounds + 1):
         place = None if out is None else Path(out) / f"round-{number}"
-        times = goal.times ** (number / pruning.rounds)
+        share = number / pruning.rounds
         step = Step(original, current, batches, goal, pruning)
-        current = step.pruned(times) if place is None else _recalled(place, step, times, [*identity, current])
+        current = step.pruned(share) if place is None else _recalled(place, step, share, [*identity, current])
         if training is not None:
             current = distill(current, original, data, labels, loss=loss, training=training, validation=validation,
                               out=place)  # fmt: skip
     return current.edited(current.edit(), _what_it_came_to(original, current, goal, one_example(original, batches)))
 
 
-def _recalled(place: Path, step: Step, times: float, identity: Sequence[Any]) -> Model:
+def _recalled(place: Path, step: Step, share: float, identity: Sequence[Any]) -> Model:
     """The pruned graph of a round, read back where an interrupted run had made it: timing is never the same twice."""
-    path = place / f"pruned-{hash_all([*identity, times])[:12]}.onnx"
+    path = place / f"pruned-{hash_all([*identity, share])[:12]}.onnx"
     if path.is_file():
         return load_model(path)
     with storing(f"make {place}"):
         place.mkdir(parents=True, exist_ok=True)
-    smaller = step.pruned(times)
+    smaller = step.pruned(share)
     smaller.save(path)
     return load_model(path)  # the same graph whether it was interrupted or not
 

@@ -21,7 +21,7 @@ from alula.graph.statistics import Statistics, collect
 from alula.numerics.allocation import least_important
 from alula.numerics.ladders import climb, convex_ladder
 from alula.pruning.choice import Pruning
-from alula.pruning.goal import Cost, Goal, relative_cost
+from alula.pruning.goal import Goal, Kind, relative_costs
 from alula.pruning.ladders import (
     Feeds,
     Place,
@@ -71,22 +71,30 @@ class Step:
         if not self._couplings:
             raise RecipeError("no units of the chosen layers can go: all are read as a whole, or given out")
         self._example = one_example(model, batches)
-        self._cost: Cost = relative_cost(original, goal, self._example)
+        self._costs = relative_costs(original, goal, self._example)
         self._statistics = Statistics()
 
-    def pruned(self, times: float) -> Model:
-        """The graph at so many times less than the original.
+    def pruned(self, share: float = 1.0) -> Model:
+        """The graph at a share of the way from the original to the goal.
 
         Raises:
             RecipeError: the limits do not let that much go.
         """
         importances = self._importances()
         choose = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
-        gone = meet(choose, lambda gone: self._cost(without(self._model, gone)), 1 / times, self._goal.kind)
-        made_up = self._model
-        if self._pruning.compensate and gone.units:
-            made_up = compensate(made_up, self._couplings, gone.units, self._statistics, DAMPING)
-        return without(made_up, gone)
+        wanted = self._goal.wanted(share)
+        gone = meet(choose, lambda gone: self._saved(gone, wanted), wanted)
+        return without(self._made_up(gone.units), gone)
+
+    def _saved(self, gone: Gone, wanted: Mapping[Kind, float]) -> dict[Kind, float]:
+        """How many times less of each kind; none behind the first that is not enough, since timing takes long."""
+        smaller = without(self._model, gone)
+        saved: dict[Kind, float] = {}
+        for kind, cost in self._costs.items():
+            saved[kind] = 1 / cost(smaller)
+            if saved[kind] < wanted[kind]:
+                break
+        return saved
 
     def _importances(self) -> list[np.ndarray]:
         name, model, couplings = self._pruning.criterion, self._model, self._couplings
@@ -125,7 +133,8 @@ class Step:
             blocks = blocks_apart(self._model, {layer.name for layer in self._layers})
             places += blocks
             harms += [self._measured(block) for block in blocks]
-        savings = savings_of(self._model, places, self._cost, self._example, smooth=self._goal.kind != "latency")
+        kind = self._goal.kind
+        savings = savings_of(self._model, places, self._costs[kind], self._example, smooth=kind != "latency")
         ladders = [convex_ladder(*pair) for pair in zip(harms, savings, strict=True)]
         total = sum(float(ladder.savings[-1]) for ladder in ladders)
 
@@ -141,7 +150,20 @@ class Step:
         return summed_harms(rungs, importance, relative=self._pruning.scope == "global")
 
     def _measured(self, place: Place) -> np.ndarray:
-        return measured_harms(self._model, place, [feeds for feeds, _ in self._batches[:SENSITIVITY_BATCHES]])
+        smaller = (self._without(place, rung) for rung in range(place.rungs))
+        return measured_harms(self._model, smaller, [feeds for feeds, _ in self._batches[:SENSITIVITY_BATCHES]])
+
+    def _without(self, place: Place, rung: int) -> Model:
+        """The graph without what is gone at one rung of one place, as it will be: what reads it makes up for it."""
+        if not isinstance(place, Rungs):
+            return place.without(self._model, rung)
+        return place.without(self._made_up({place.coupling.name: place.units(rung)}), rung)
+
+    def _made_up(self, units: Mapping[str, Sequence[int]]) -> Model:
+        """The graph with the layers that read these units changed for the best, where that is asked for."""
+        if not (self._pruning.compensate and units):
+            return self._model
+        return compensate(self._model, self._couplings, units, self._statistics, DAMPING)
 
 
 def _gone(taken: Sequence[tuple[Place, int]]) -> Gone:
@@ -159,31 +181,40 @@ def without(model: Model, gone: Gone) -> Model:
     return without_blocks(smaller, gone.blocks) if gone.blocks else smaller
 
 
-def meet(choose: Choose, cost: Callable[[Gone], float], wanted: float, kind: str) -> Gone:
-    """What goes at the least strength that costs no more than what is wanted, by halving.
+def meet(choose: Choose, saved: Callable[[Gone], Mapping[Kind, float]], wanted: Mapping[Kind, float]) -> Gone:
+    """What goes at the least strength that saves as much of each kind as is wanted, by halving.
+
+    Args:
+        choose: what goes at a strength.
+        saved: how many times less that makes of each kind.
+        wanted: how many times less it is to be.
 
     Raises:
         RecipeError: even all that may go is not enough.
     """
+
+    def excess(gone: Gone) -> float:  # at most 1 where all is saved that is wanted
+        return max(wanted[kind] / times for kind, times in saved(gone).items())
+
     nothing = choose(0.0)
-    if cost(nothing) <= wanted:
+    if excess(nothing) <= 1:
         return nothing
     low, high, best = 0.0, 1.0, choose(1.0)
-    least = cost(best)
-    if least > wanted * (1 + TOLERANCE):
+    if excess(best) > 1 + TOLERANCE:
+        most = ", ".join(f"{kind} become {times:.2f} times less at most, not {wanted[kind]:.2f}"
+                         for kind, times in saved(best).items() if times < wanted[kind])  # fmt: skip
         raise RecipeError(
-            f"within the limits {kind} become {1 / least:.2f} times less at most, not {1 / wanted:.2f}; lower least or "
-            "multiple, include more layers, or drop whole blocks first"
+            f"within the limits {most}; lower least or multiple, include more layers, or drop whole blocks first"
         )
     for _ in range(TRIES):
         middle = (low + high) / 2
         candidate = choose(middle)
-        share = cost(candidate)
-        if share > wanted:
+        share = excess(candidate)
+        if share > 1:
             low = middle
             continue
         high, best = middle, candidate
-        if share > wanted * (1 - TOLERANCE):
+        if share > 1 - TOLERANCE:
             break
     return best
 

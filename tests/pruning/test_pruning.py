@@ -14,7 +14,7 @@ from alula import Goal, Model, Pruning, Training
 from alula.errors import DataError, RecipeError
 from alula.graph.channels import find_couplings
 from alula.numerics.allocation import Limits
-from alula.pruning.goal import Stopwatch, counted, relative_cost
+from alula.pruning.goal import Stopwatch, counted, relative_costs
 from alula.pruning.ladders import rungs_of, savings_of
 from tests.training.networks import rows
 
@@ -57,6 +57,18 @@ def test_the_goal_is_met_and_hardly_passed(model: Model, scope: str, kind: str) 
     assert 1.8 <= times(kind, model, smaller) < 2.1
     assert smaller.run(EXAMPLE)[smaller.outputs[0].name].shape == (1, 2)
     assert [spec.name for spec in smaller.inputs] == ["images"]
+
+
+@pytest.mark.parametrize(("macs", "parameters"), [(1.3, 2.0), (2.0, 1.3)])
+def test_several_goals_hold_all(model: Model, macs: float, parameters: float) -> None:
+    goal = Goal(macs=macs, parameters=parameters)
+    smaller = alula.prune(model, *rows(64), goal=goal, pruning=Pruning(multiple=1))
+    saved = {"macs": times("macs", model, smaller), "parameters": times("parameters", model, smaller)}
+    assert saved["macs"] >= macs
+    assert saved["parameters"] >= parameters
+    assert min(saved["macs"] / macs, saved["parameters"] / parameters) < 1.2  # the harder one is hardly passed
+    with pytest.raises(RecipeError, match="parameters become"):
+        alula.prune(model, *rows(64), goal=Goal(macs=1.1, parameters=500.0))
 
 
 @pytest.mark.parametrize("criterion", ["l1", "batch-norm scale", "fisher", "brain surgeon", "zeros", "random"])
@@ -115,7 +127,7 @@ def test_widths_are_those_that_kernels_like(model: Model) -> None:
 
 
 def test_two_rungs_tell_what_all_save(model: Model) -> None:
-    cost = relative_cost(model, Goal(macs=2.0), EXAMPLE)
+    cost = relative_costs(model, Goal(macs=2.0), EXAMPLE)["macs"]
     for coupling in find_couplings(model):
         places = [rungs_of(coupling, np.arange(coupling.size, dtype=float), Limits(0.1, 4))]
         (smooth,), (every,) = (savings_of(model, places, cost, EXAMPLE, smooth=told) for told in (True, False))
@@ -168,8 +180,8 @@ def test_what_cannot_be_done_is_said(model: Model, change: dict, error: type[Exc
         alula.prune(model, **{"data": images, "labels": labels, "goal": Goal(macs=1.5), **change})
 
 
-@pytest.mark.parametrize("settings", [{}, {"macs": 2.0, "latency": 2.0}, {"macs": 0.5}, {"latency": float("inf")}])
-def test_a_goal_is_one_thing(settings: dict) -> None:
+@pytest.mark.parametrize("settings", [{}, {"macs": 0.5}, {"macs": 2.0, "parameters": 0.5}, {"latency": float("inf")}])
+def test_a_goal_is_something_that_can_be(settings: dict) -> None:
     with pytest.raises(RecipeError):
         Goal(**settings)
 
