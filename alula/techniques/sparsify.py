@@ -12,7 +12,7 @@ import numpy as np
 from alula.errors import DataError, ModelError, RecipeError, at
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
-from alula.graph.matrices import from_matrix, no_matrix, weight_matrix
+from alula.graph.matrices import from_matrix, weight_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import MomentRequest
 from alula.numerics.sparse_gpt import sparse_gpt
@@ -26,6 +26,7 @@ from alula.numerics.sparsity import (
     least_of_rows,
     weigh_by_inputs,
 )
+from alula.techniques.rounding import unknown_inputs
 from alula.techniques.technique import Context, other_readers
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt", "random"]
@@ -82,7 +83,7 @@ class Sparsify:
         if self.criterion not in _WITH_DATA:
             return frozenset()
         return frozenset(
-            MomentRequest(layer.name) for layer in layers if _by_size_alone(model, layer, layer.weight) is None
+            MomentRequest(layer.name) for layer in layers if unknown_inputs(model, layer, layer.weight) is None
         )
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -98,7 +99,7 @@ class Sparsify:
         random = np.random.default_rng(self.seed)
         for (name, layer), amount in zip(chosen.items(), amounts, strict=True):
             with at(f"layer {layer.name!r}"):
-                before, reason = model.weight(name), _by_size_alone(model, layer, name)
+                before, reason = model.weight(name), unknown_inputs(model, layer, name)
                 weighed = self.criterion in _WITH_DATA and reason is None
                 moments = context.statistics.moments(layer.name).matrix if weighed else None
                 after = self._sparse(before, layer, moments, amount, random)
@@ -191,13 +192,6 @@ def _choose_weights(model: Model, context: Context) -> tuple[Mapping[str, Layer]
             else:
                 chosen.setdefault(name, layer)
     return chosen, notes
-
-
-def _by_size_alone(model: Model, layer: Layer, name: str) -> str | None:
-    """Why nothing is known of what a weight of a layer multiplies, or None."""
-    if layer.input in model.graph.initializers:
-        return "its input is a constant"
-    return no_matrix(layer) or (None if name == layer.weight else "it multiplies states, not inputs")
 
 
 def _magnitude(weight: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,14 @@ import onnx_ir as ir
 from alula.errors import RecipeError, at
 from alula.graph.editing import Editor, like, set_input
 from alula.graph.layers import Layer
+from alula.graph.matrices import no_matrix
 from alula.graph.model import Model, Note
-from alula.graph.statistics import Request
+from alula.graph.statistics import AnyRequest, MomentRequest
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
+from alula.techniques.compensation import is_solvable
+from alula.techniques.rounding import Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
 
 
@@ -29,6 +33,10 @@ class QuantizeWeights:
         block: weights that share a scale along the summed axis; None for one scale per output channel.
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
+        rounding: ``nearest``, or ``gptq``: one column of the layer's matrix after another, those that are still free
+            making up for the error on the calibration data; tables and recurrent layers are rounded to the nearest.
+        by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read, not in their order.
+        damping: of GPTQ: share of the mean of the second moments' diagonal that is added to it.
         smallest: layers with fewer weights stay in float: their scales would eat the gain.
     """
 
@@ -37,16 +45,30 @@ class QuantizeWeights:
     symmetric: bool = True
     search: bool = True
     smallest: int = 1024
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    by_size_of_inputs: bool = True
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise RecipeError(f"bits must be 2 to 8, got {self.bits}")
         if self.block is not None and self.block < 1:
             raise RecipeError(f"block must be at least 1, got {self.block}")
+        if self.rounding not in ("nearest", "gptq") or self.damping < 0:
+            raise RecipeError(
+                f"rounding must be nearest or gptq, and damping at least 0; got {self.rounding!r} and {self.damping}"
+            )
 
-    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:  # noqa: ARG002
-        """None: weights alone decide."""
-        return frozenset()
+    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
+        """Second moments of what the layers read, for GPTQ; none for rounding to the nearest."""
+        if self.rounding == "nearest":
+            return frozenset()
+        return frozenset(MomentRequest(layer.name) for layer in layers if self._weighs(model, layer, layers))
+
+    def _weighs(self, model: Model, layer: Layer, layers: Sequence[Layer]) -> bool:
+        """Whether second moments of what a layer reads are used."""
+        known = self.rounding == "gptq" and unknown_inputs(model, layer, layer.weight) is None
+        return known and is_solvable(layer) and self._obstacle(model, layer, layers) is None
 
     def apply(self, model: Model, context: Context) -> Model:
         """Quantize the weights of the context's layers.
@@ -62,7 +84,9 @@ class QuantizeWeights:
                 if reason:
                     notes.append(Note(layer.name, f"stays in float: {reason}"))
                 else:
-                    notes += self._quantize_layer(editor, layer)
+                    weighs = self._weighs(model, layer, context.layers)
+                    moments = context.statistics.moments(layer.name).matrix if weighs else None
+                    notes += self._quantize_layer(editor, layer, moments)
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
 
@@ -74,18 +98,21 @@ class QuantizeWeights:
         shared = (other_readers(model.graph, layers, name) for name in layer.weights)
         return other_type(model.graph, layer) or next((f"of its weight, {reason}" for reason in shared if reason), None)
 
-    def _quantize_layer(self, editor: Editor, layer: Layer) -> list[Note]:
+    def _quantize_layer(self, editor: Editor, layer: Layer, moments: np.ndarray | None) -> list[Note]:
         notes = []
+        if self.rounding == "gptq" and moments is None:
+            notes.append(Note(layer.name, f"rounded to the nearest: {_why_nearest(layer)}"))
         for index, name in enumerate(layer.weights):
             weight = editor.array(name).astype(np.float32, copy=False)
             axis, block, reason = self._grouping(layer, weight.shape)
             if reason:
                 notes.append(Note(layer.name, reason))
             grid = Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
-            low, high = (
-                channel_mean_squared_error_range(weight, grid, axis=axis, block=block) if self.search else (None, None)
-            )
-            quantized = quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
+            if moments is not None:
+                rounding = Rounding(grid, block, self.search, self.by_size_of_inputs, self.damping)
+                quantized = rounding.quantized(weight, layer, moments)
+            else:
+                quantized = self._nearest(weight, grid, axis, block)
             if layer.operator == "Gather":
                 if self.bits < 8 and not _packable(layer, quantized):
                     notes.append(
@@ -95,6 +122,12 @@ class QuantizeWeights:
             else:
                 put_codes(editor, layer, quantized, index)
         return notes
+
+    def _nearest(self, weight: np.ndarray, grid: Grid, axis: int | None, block: int | None) -> Quantized:
+        low, high = (
+            channel_mean_squared_error_range(weight, grid, axis=axis, block=block) if self.search else (None, None)
+        )
+        return quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
 
     def _grouping(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int | None, int | None, str | None]:
         """Axis and block of the scales of a weight, and a note where blocks were asked for and cannot be."""
@@ -108,6 +141,11 @@ class QuantizeWeights:
         if shape[axis] % self.block:
             return layer.output_axis, None, f"a scale per channel: {shape[axis]} inputs are no multiple of {self.block}"
         return axis, self.block, None
+
+
+def _why_nearest(layer: Layer) -> str:
+    """Why second moments of what a layer reads are not there."""
+    return no_matrix(layer) or "its input is a constant, or is too wide to solve for"
 
 
 def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0) -> None:

@@ -70,6 +70,12 @@ class TestQuantizeWeights(TechniqueConformance):
         return QuantizeWeights(smallest=1)
 
 
+class TestQuantizeWeightsByGptq(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(smallest=1, rounding="gptq")
+
+
 class TestQuantizeWeightsInBlocks(TechniqueConformance):
     tolerance = 0.3  # four bits
 

@@ -1,0 +1,92 @@
+"""Weights rounded by GPTQ stand in the graph as the textbook gives them, whatever the layer's layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alula.errors import ModelError, RecipeError
+from alula.graph.running import Runner
+from alula.graph.statistics import collect
+from alula.numerics.grids import Grid
+from alula.recipe import Recipe, Step, apply_recipe, requests_of
+from alula.techniques import Context, QuantizeWeights
+from alula.testing.models import embedding_network, model_from_text, random_feeds, recurrent_network
+from tests.oracles.gptq import obq
+
+LAYOUTS = {
+    "MatMul": ("net (float[n, 16] x) => (float[n, 6] y) { y = MatMul (x, w) }", (16, 6)),
+    "Gemm": ("net (float[n, 16] x) => (float[n, 6] y) { y = Gemm <transB = 1> (x, w) }", (6, 16)),
+    "weight in front": ("net (float[16, 5] x) => (float[6, 5] y) { y = MatMul (w, x) }", (6, 16)),
+    "Conv in groups": (
+        "net (float[n, 4, 5, 5] x) => (float[n, 6, 3, 3] y) { y = Conv <group = 2> (x, w) }", (6, 2, 3, 3),
+    ),
+}  # fmt: skip
+
+
+def made(layout: str):
+    text, shape = LAYOUTS[layout]
+    random = np.random.default_rng(0)
+    model = model_from_text(text, {"w": random.standard_normal(shape).astype(np.float32)})
+    (spec,) = model.inputs
+    feeds = []
+    for _ in range(4):
+        x = random.standard_normal([8 if isinstance(axis, str) else axis for axis in spec.shape])
+        feeds.append({"x": (x + np.roll(x, 1, -1)).astype(np.float32)})
+    return model, feeds
+
+
+def stored(model, feeds):
+    """The weight that the graph computes with."""
+    node = next(node for node in model.graph if node.op_type == "DequantizeLinear")
+    graph = model.edit()
+    graph.graph.outputs.append(next(one.outputs[0] for one in graph.graph if one.name == node.name))
+    outputs = Runner(model.edited(graph), optimise=False)(feeds)
+    return outputs[node.outputs[0].name]
+
+
+@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_weight_is_that_of_the_textbook(layout, block):
+    model, feeds = made(layout)
+    technique = QuantizeWeights(4, block=block, rounding="gptq", search=False, by_size_of_inputs=False, smallest=1)
+    recipe = Recipe((Step(technique),))
+    statistics = collect(model, feeds, requests_of(recipe, model))
+    (layer,) = model.layers()
+    moments = statistics.moments(layer.name).matrix  # [groups, k, k]
+    weight = model.weight("w")
+    matrix = np.moveaxis(weight, layer.output_axis, 0).reshape(layer.groups, 6 // layer.groups, -1)
+    damped = [one + 0.01 * np.diag(one).mean() * np.eye(len(one)) for one in moments]
+    used = None if layout == "Conv in groups" else block
+    wanted = np.concatenate([obq(rows, one, Grid(4), range(len(one)), used)
+                             for rows, one in zip(matrix, damped, strict=True)])  # fmt: skip
+    given = stored(apply_recipe(model, recipe, statistics), feeds[0])
+    np.testing.assert_allclose(np.moveaxis(given, layer.output_axis, 0).reshape(6, -1), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_outputs_move_less_than_by_rounding_to_the_nearest():
+    model, feeds = made("MatMul")
+    errors = []
+    for rounding in ("nearest", "gptq"):
+        recipe = Recipe((Step(QuantizeWeights(3, rounding=rounding, smallest=1)),))
+        result = apply_recipe(model, recipe, collect(model, feeds, requests_of(recipe, model)))
+        errors.append(sum(float(((result.run(one)["y"] - model.run(one)["y"]) ** 2).sum()) for one in feeds))
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("network", [embedding_network, recurrent_network])
+def test_what_is_no_matrix_is_rounded_to_the_nearest_and_said_so(network):
+    model = network()
+    recipe = Recipe((Step(QuantizeWeights(4, rounding="gptq", smallest=1)),))
+    result = apply_recipe(model, recipe, collect(model, [random_feeds(model)], requests_of(recipe, model)))
+    assert any("rounded to the nearest: its weight is that of a" in note.text for note in result.notes)
+
+
+def test_without_statistics_and_with_impossible_settings_it_is_refused():
+    model, _ = made("MatMul")
+    with pytest.raises(ModelError, match="MatMul"):
+        QuantizeWeights(4, rounding="gptq", smallest=1).apply(model, Context(model.layers()))
+    with pytest.raises(RecipeError, match="nearest or gptq"):
+        QuantizeWeights(rounding="up")
+    with pytest.raises(RecipeError, match="at least 0"):
+        QuantizeWeights(rounding="gptq", damping=-0.1)
