@@ -55,6 +55,12 @@ WEIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+STRENGTHS: dict[str, tuple[float, float, float]] = {
+    "bits": (2, 4, 8), "weight_bits": (2, 4, 8), "amount": (0.8, 0.4, 0.1), "kept": (0.2, 0.5, 0.9),
+}  # fmt: skip
+"""Settings that tell how much a technique does, each from the harshest to the gentlest."""
+
+
 class TechniqueConformance:
     """Tests that any technique passes; give a fixture ``technique``.
 
@@ -107,13 +113,23 @@ class TechniqueConformance:
         """Refusing everything is no way to pass."""
         assert any(_changes(technique, network) for network in NETWORKS)
 
-    def test_more_bits_do_not_err_more(self, technique: Technique) -> None:
-        """Where the technique has bits: the error falls from 2 over 4 to 8."""
-        bits = [field.name for field in dataclasses.fields(technique) if field.name in {"bits", "weight_bits"}]  # type: ignore[arg-type]
-        if not bits:
-            pytest.skip("it has no bits")
-        errors = [_total_error(dataclasses.replace(technique, **{bits[0]: width})) for width in (2, 4, 8)]  # type: ignore[type-var]
+    def test_the_gentler_it_is_the_less_it_errs(self, technique: Technique) -> None:
+        """Where the technique has a strength: the error falls from 2 over 4 to 8 bits, and the less is taken away."""
+        setting = strength_of(technique)
+        if setting is None:
+            pytest.skip("it has no strength")
+        errors = [_total_error(dataclasses.replace(technique, **{setting: value})) for value in STRENGTHS[setting]]  # type: ignore[type-var]
         assert errors[0] > errors[1] > errors[2], errors
+
+    def test_taking_nothing_away_changes_nothing(self, technique: Technique) -> None:
+        """Where the technique takes an amount away: at 0 the outputs stay."""
+        if strength_of(technique) != "amount":
+            pytest.skip("it takes no amount away")
+        for network, build in USUAL.items():
+            feeds, expected = known_run(network)
+            result = attempt(dataclasses.replace(technique, amount=0.0), build(), feeds)  # type: ignore[type-var]
+            if isinstance(result, Model):
+                assert relative_error(expected, Runner(result, threads=1)(feeds)) <= 1e-5, network
 
     @pytest.mark.parametrize("poison", [np.nan, np.inf], ids=["NaN", "infinity"])
     @pytest.mark.parametrize("network", USUAL)
@@ -223,6 +239,13 @@ class TargetConformance:
         assert description
         assert all(isinstance(text, str) and text for pair in description.items() for text in pair)
         assert target.traits() == target.traits()
+
+
+def strength_of(technique: Technique) -> str | None:
+    """The setting that tells how much the technique does, where it has one that is in use."""
+    settings = {field.name: getattr(technique, field.name) for field in dataclasses.fields(technique)}  # type: ignore[arg-type]
+    in_use = (name for name in STRENGTHS if settings.get(name) is not None)
+    return next((name for name in in_use if settings.get("by") != "rank"), None)
 
 
 def attempt(
