@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
-from alula.errors import RecipeError, at
+import numpy as np
+
+from alula.errors import DataError, RecipeError, at
 from alula.graph.layers import Layer, select
 from alula.graph.load import load_model
 from alula.graph.model import Model, Note
-from alula.graph.statistics import AnyRequest, Statistics
+from alula.graph.statistics import AnyRequest, Statistics, collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.techniques import (
     Cluster,
@@ -42,6 +44,8 @@ _KINDS = (
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
 
+
+Feeds: TypeAlias = Mapping[str, np.ndarray]
 
 _NO_LAYERS = (
     "did nothing, as no layer has weights in plain sight; a step that stores weights in another form, such as Float16, "
@@ -157,25 +161,46 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
 
 
 def apply_recipe(
-    model: Model | str | Path, recipe: Recipe, statistics: Statistics | None = None, part: str = "model"
+    model: Model | str | Path,
+    recipe: Recipe,
+    calibration: Statistics | Iterable[Feeds] | None = None,
+    part: str = "model",
 ) -> Model:
-    """Do all steps for a part, in order; the model itself is not changed. A model may be the path of an ONNX file.
+    """Do all steps for a part, in order; the model itself is not changed.
 
-    Techniques that read no calibration data need no ``statistics``.
+    Args:
+        model: a Model, or the path of an ONNX file.
+        recipe: the steps.
+        calibration: for techniques that read data. Feeds, such as a list of them: each step sees what the graph makes
+            of them by then. Or :class:`Statistics` that were collected once, on the original (:func:`requests_of`).
+        part: which part of a task the model is.
 
     Raises:
         RecipeError: a pattern matches nothing, or a technique is impossible for the layers (the step is named).
-        ModelError: the file is no model.
+        DataError: feeds do not fit, or can be walked through only once.
+        ModelError: the file is no model, or statistics are missing that a technique needs.
     """
+    if not isinstance(calibration, Statistics | None) and iter(calibration) is calibration:
+        raise DataError("a generator can be walked through once, and each step walks through all feeds; give a list")
     model = model if isinstance(model, Model) else load_model(model)
     for number, step in enumerate(steps_for(recipe, part), 1):
         name = f"step {number}, {type(step.technique).__name__}"
         with at(name):
             layers = step.layers(model)
             notes = [] if layers else [Note(name, _NO_LAYERS)]
-            model = step.technique.apply(model, Context(layers, statistics or Statistics()))
+            model = step.technique.apply(model, Context(layers, _seen(model, step.technique, layers, calibration)))
             model = model.edited(model.edit(), notes) if notes else model
     return model
+
+
+def _seen(
+    model: Model, technique: Technique, layers: Sequence[Layer], calibration: Statistics | Iterable[Feeds] | None
+) -> Statistics:
+    """What calibration tells a technique of the graph as it is now."""
+    if calibration is None or isinstance(calibration, Statistics):
+        return calibration or Statistics()
+    requests = technique.requests(model, layers)
+    return collect(model, calibration, requests) if requests else Statistics()
 
 
 def _fields(thing: Any) -> dict[str, Any]:

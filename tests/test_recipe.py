@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alula.errors import ModelError, RecipeError
+from alula.errors import DataError, ModelError, RecipeError
 from alula.graph.statistics import collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
-from alula.techniques import Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights
+from alula.techniques import (
+    Context,
+    Float16,
+    FoldBatchNorm,
+    Prune,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Sparsify,
+)
 from alula.testing.conformance import relative_error
 from alula.testing.models import convolution_network, dense_network, random_feeds
 
@@ -36,6 +45,9 @@ TECHNIQUES = st.one_of(
         symmetric=st.booleans(),
         search=st.booleans(),
         smallest=st.integers(0, 10_000),
+        rounding=st.sampled_from(["nearest", "gptq"]),
+        by_size_of_inputs=st.booleans(),
+        damping=st.floats(0, 1),
     ),
     st.builds(
         Quantize,
@@ -70,7 +82,7 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 5, "Quantize": 11}
+    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 8, "Quantize": 11}
     kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
@@ -215,3 +227,19 @@ def test_a_path_stands_for_a_model_and_a_step_that_finds_no_layer_says_so(tmp_pa
     assert "no layer has weights in plain sight" in made.notes[0].text
     with pytest.raises(ModelError, match="nowhere"):
         apply_recipe(tmp_path / "nowhere.onnx", recipe)
+
+
+def test_each_step_sees_what_the_graph_makes_of_the_feeds_by_then():
+    """Behind a layer that is narrower, second moments are of its width: those of the original would not fit."""
+    model = dense_network()
+    feeds = [random_feeds(model, batch=8, seed=seed) for seed in range(3)]
+    prune, sparsify = Prune(0.5, criterion="activation"), Sparsify(0.5, criterion="sparsegpt")
+    recipe = Recipe((Step(prune), Step(sparsify)))
+    narrower = apply_recipe(model, Recipe((Step(prune),)), feeds)
+    by_hand = sparsify.apply(narrower, Context(narrower.layers(), collect(
+        narrower, feeds, sparsify.requests(narrower, narrower.layers()))))  # fmt: skip
+    assert apply_recipe(model, recipe, feeds).fingerprint == by_hand.fingerprint
+    with pytest.raises(ModelError, match="the second moments of layer 'Gemm_0' are of 32 values, the graph has 16 now"):
+        apply_recipe(model, recipe, collect(model, feeds, requests_of(recipe, model)))
+    with pytest.raises(DataError, match="give a list"):
+        apply_recipe(model, recipe, iter(feeds))

@@ -18,6 +18,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.numerics.clusters import find_codebook, nearest
 from alula.numerics.grids import finite_float32
+from alula.techniques.compensation import moments_of
 from alula.techniques.technique import Context, other_readers, other_type
 
 _INT32: Final = {"to": int(ir.DataType.INT32)}
@@ -141,7 +142,7 @@ def _is_narrow(layer: Layer, values: int) -> bool:
 
 def _importance(layer: Layer, statistics: Statistics) -> np.ndarray:  # -> the weight's shape
     """The mean square of what each weight multiplies."""
-    squares = np.einsum("gkk->gk", statistics.moments(layer.name).matrix)  # [g, k]
+    squares = np.einsum("gkk->gk", moments_of(statistics, layer))  # [g, k]
     return from_matrix(np.broadcast_to(squares[:, None, :], matrix_shape(layer)), layer)
 
 

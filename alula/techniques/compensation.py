@@ -87,17 +87,28 @@ def least_squares_of(
         ModelError: second moments were not collected, or are of a layer of another width, or a weight is not finite.
     """
     matrices = weight_matrix(model.weight(layer.weight), layer)
-    moments = statistics.moments(layer.name).matrix
-    check_size(f"second moments of layer {layer.name!r}", moments.shape[-1], matrices.shape[-1])
+    moments = moments_of(statistics, layer)
     if not np.isfinite(matrices).all():
         raise ModelError(f"layer {layer.name!r}: its weights hold NaN or infinity; nothing can be fitted to them")
     with at(f"layer {layer.name!r}"):
         return matrices, [damped(group, damping) for group in moments]
 
 
+def moments_of(statistics: Statistics, layer: Layer) -> Floats:  # -> [groups, k, k]
+    """Second moments of what a layer reads.
+
+    Raises:
+        ModelError: they were not collected, or on a graph in which the layer has another width.
+    """
+    moments = statistics.moments(layer.name).matrix
+    check_size(f"second moments of layer {layer.name!r}", moments.shape[-1], matrix_shape(layer)[-1])
+    return moments
+
+
 def check_size(what: str, seen: int, wanted: int) -> None:
     """Raise ModelError unless statistics are as wide as the graph is now."""
     if seen != wanted:
         raise ModelError(
-            f"the {what} are of {seen} values, the graph has {wanted} now; calibrate after what changed its width"
+            f"the {what} are of {seen} values, the graph has {wanted} now; calibrate after what changed its width, or "
+            "give apply_recipe feeds"
         )

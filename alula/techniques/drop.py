@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -120,23 +122,21 @@ def measure_block_harm(
     """
     if not feeds:
         raise DataError("feeds are empty; give at least one example")
-    runner = Runner(model)
-    wanted = [runner(feed) for feed in feeds]
-    if not all(np.isfinite(array).all() for outputs in wanted for array in outputs.values()):
-        raise DataError("the outputs hold NaN or infinity; how much they change cannot be told")
-    harms = {}
-    for name in blocks:
-        found = Runner(without_blocks(model, [*beside, name]))
-        harms[name] = _relative_change(wanted, [found(feed) for feed in feeds])
-    return harms
+    before = Runner(model)
+    return {name: _relative_change(before, Runner(without_blocks(model, [*beside, name])), feeds) for name in blocks}
 
 
-def _relative_change(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:
-    """The largest relative change of an output; infinite where one is no longer finite."""
-    changes = []
-    for name in wanted[0]:
-        before = np.concatenate([outputs[name].astype(np.float64).reshape(-1) for outputs in wanted])  # [values]
-        after = np.concatenate([outputs[name].astype(np.float64).reshape(-1) for outputs in found])  # [values]
-        size = max(float(np.linalg.norm(before)), float(np.finfo(np.float64).tiny))
-        changes.append(float(np.linalg.norm(after - before)) / size if np.isfinite(after).all() else float("inf"))
-    return max(changes)
+def _relative_change(before: Runner, after: Runner, feeds: Sequence[Feeds]) -> float:
+    """The largest relative change of an output, infinite where one is no longer finite; no outputs are kept."""
+    moved, sizes = defaultdict[str, float](float), defaultdict[str, float](float)
+    for feed in feeds:
+        found = after(feed)
+        for name, output in before(feed).items():
+            wanted = output.astype(np.float64)
+            if not np.isfinite(wanted).all():
+                raise DataError("the outputs hold NaN or infinity; how much they change cannot be told")
+            change = float(np.linalg.norm(found[name] - wanted))
+            moved[name] += change**2 if np.isfinite(change) else np.inf
+            sizes[name] += float(np.linalg.norm(wanted)) ** 2
+    least = float(np.finfo(np.float64).tiny)
+    return max(math.sqrt(moved[name]) / max(math.sqrt(sizes[name]), least) for name in moved)

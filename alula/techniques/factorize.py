@@ -18,6 +18,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.numerics.factors import divide_budget
 from alula.numerics.grids import finite_float32
+from alula.techniques.compensation import moments_of
 from alula.techniques.factor_chains import (
     Canonical,
     Chain,
@@ -133,7 +134,7 @@ class Factorize:
         if _has_kernel(layer) and self.method == "cp":
             return Canonical(layer, node, weight, self.seed)
         weighted = self.method == "whitened" and no_matrix(layer) is None
-        return Singular(layer, node, weight, statistics.moments(layer.name).matrix if weighted else None)
+        return Singular(layer, node, weight, moments_of(statistics, layer) if weighted else None)
 
     def _ranks(self, chain: Chain) -> Ranks | None:
         """The ranks of one layer by itself; None where none keeps as much energy as it must."""

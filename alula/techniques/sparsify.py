@@ -26,6 +26,7 @@ from alula.numerics.sparsity import (
     least_of_rows,
     weigh_by_inputs,
 )
+from alula.techniques.compensation import moments_of
 from alula.techniques.rounding import unknown_inputs
 from alula.techniques.technique import Context, other_readers
 
@@ -101,7 +102,7 @@ class Sparsify:
             with at(f"layer {layer.name!r}"):
                 before, reason = model.weight(name), unknown_inputs(model, layer, name)
                 weighed = self.criterion in _WITH_DATA and reason is None
-                moments = context.statistics.moments(layer.name).matrix if weighed else None
+                moments = moments_of(context.statistics, layer) if weighed else None
                 after = self._sparse(before, layer, moments, amount, random)
                 if not np.array_equal(before, after):
                     editor.replace_constant(name, after)

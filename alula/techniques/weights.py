@@ -19,7 +19,7 @@ from alula.graph.statistics import AnyRequest, MomentRequest
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
-from alula.techniques.compensation import is_solvable
+from alula.techniques.compensation import is_solvable, moments_of
 from alula.techniques.rounding import Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
 
@@ -85,7 +85,7 @@ class QuantizeWeights:
                     notes.append(Note(layer.name, f"stays in float: {reason}"))
                 else:
                     weighs = self._weighs(model, layer, context.layers)
-                    moments = context.statistics.moments(layer.name).matrix if weighs else None
+                    moments = moments_of(context.statistics, layer) if weighs else None
                     notes += self._quantize_layer(editor, layer, moments)
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
