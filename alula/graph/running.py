@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,3 +66,25 @@ class Runner:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise DataError(f"the graph fails on these inputs: {first_line(error)}") from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def relative_change(before: Runner, after: Runner, feeds: Iterable[Mapping[str, np.ndarray]]) -> float:
+    """How far outputs y move: the largest |y' - y| / |y|, over all feeds; infinite where one is no longer finite.
+
+    Outputs are not kept, so both graphs run on each feed.
+
+    Raises:
+        DataError: an output is not finite to begin with.
+    """
+    moved, sizes = defaultdict[str, float](float), defaultdict[str, float](float)
+    for feed in feeds:
+        found = after(feed)
+        for name, output in before(feed).items():
+            wanted = output.astype(np.float64)
+            if not np.isfinite(wanted).all():
+                raise DataError("the outputs hold NaN or infinity; how much they change cannot be told")
+            change = float(np.linalg.norm(found[name] - wanted))
+            moved[name] += change**2 if np.isfinite(change) else np.inf
+            sizes[name] += float(np.linalg.norm(wanted)) ** 2
+    least = float(np.finfo(np.float64).tiny)
+    return max(math.sqrt(moved[name]) / max(math.sqrt(sizes[name]), least) for name in moved)

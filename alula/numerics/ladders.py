@@ -91,7 +91,8 @@ def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]
 
     Harm that is measured without training afterwards levels off: once a place is spoilt, more of it seems free.
     Training heals what is small, so the first units of a place must not be charged for the last. A rung that saves no
-    more than those before it, or by less than noise tells apart, is never worth its harm, and saves what they do.
+    more than those before it, or by less than noise tells apart, is never worth its harm, and saves what they do; so
+    does one whose harm is infinite.
 
     >>> ladder = convex_ladder(np.array([4.0, 5.0, 5.5]), np.array([1.0, 2.0, 2.0]))
     >>> ladder.harms.tolist(), ladder.savings.tolist()
@@ -100,7 +101,7 @@ def convex_ladder(harms: Floats, savings: Floats) -> Ladder:  # [r], [r]
     made = Ladder(np.zeros(len(harms)), np.zeros(len(harms)))
     seen = harm = saved = slope = 0.0
     for rung, (value, saving) in enumerate(zip(harms, savings, strict=True)):
-        if saving > saved * (1 + NOISE) and saving > 0:
+        if saving > saved * (1 + NOISE) and saving > 0 and np.isfinite(value):
             slope = max(slope, (float(value) - seen) / (float(saving) - saved))
             harm, seen, saved = harm + slope * (float(saving) - saved), max(seen, float(value)), float(saving)
         made.harms[rung], made.savings[rung] = harm, saved

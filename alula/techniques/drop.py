@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +12,7 @@ from alula.errors import DataError, RecipeError
 from alula.graph.blocks import Block, find_blocks, without_blocks
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
-from alula.graph.running import Runner
+from alula.graph.running import Runner, relative_change
 from alula.graph.statistics import Request
 from alula.techniques.technique import Context, check_weights
 
@@ -123,20 +121,4 @@ def measure_block_harm(
     if not feeds:
         raise DataError("feeds are empty; give at least one example")
     before = Runner(model)
-    return {name: _relative_change(before, Runner(without_blocks(model, [*beside, name])), feeds) for name in blocks}
-
-
-def _relative_change(before: Runner, after: Runner, feeds: Sequence[Feeds]) -> float:
-    """The largest relative change of an output, infinite where one is no longer finite; no outputs are kept."""
-    moved, sizes = defaultdict[str, float](float), defaultdict[str, float](float)
-    for feed in feeds:
-        found = after(feed)
-        for name, output in before(feed).items():
-            wanted = output.astype(np.float64)
-            if not np.isfinite(wanted).all():
-                raise DataError("the outputs hold NaN or infinity; how much they change cannot be told")
-            change = float(np.linalg.norm(found[name] - wanted))
-            moved[name] += change**2 if np.isfinite(change) else np.inf
-            sizes[name] += float(np.linalg.norm(wanted)) ** 2
-    least = float(np.finfo(np.float64).tiny)
-    return max(math.sqrt(moved[name]) / max(math.sqrt(sizes[name]), least) for name in moved)
+    return {name: relative_change(before, Runner(without_blocks(model, [*beside, name])), feeds) for name in blocks}
