@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from alula.task import task_from_arrays as task_from_arrays
     from alula.techniques import Cluster as Cluster
     from alula.techniques import Drop as Drop
+    from alula.techniques import Equalize as Equalize
     from alula.techniques import Factorize as Factorize
     from alula.techniques import Float16 as Float16
     from alula.techniques import Float32 as Float32
@@ -59,6 +60,7 @@ _HOMES = {
     "Budget": "budget",
     "Cluster": "techniques",
     "Drop": "techniques",
+    "Equalize": "techniques",
     "Factorize": "techniques",
     "Float16": "techniques",
     "Float32": "techniques",

@@ -24,6 +24,7 @@ from alula.techniques import (
     Cluster,
     Context,
     Drop,
+    Equalize,
     Factorize,
     Float16,
     Float32,
@@ -38,8 +39,8 @@ from alula.techniques import (
 )
 
 _KINDS = (
-    Cluster, Drop, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic, QuantizeWeights,
-    Sparsify, StoreSparse,
+    Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
+    QuantizeWeights, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}

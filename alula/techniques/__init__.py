@@ -3,6 +3,7 @@
 from alula.techniques.cluster import Cluster
 from alula.techniques.drop import Drop
 from alula.techniques.dynamic import QuantizeDynamic
+from alula.techniques.equalize import Equalize
 from alula.techniques.factorize import Factorize
 from alula.techniques.float16 import Float16
 from alula.techniques.float32 import Float32
@@ -18,6 +19,7 @@ __all__ = [
     "Cluster",
     "Context",
     "Drop",
+    "Equalize",
     "Factorize",
     "Float16",
     "Float32",

@@ -8,6 +8,7 @@ from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import (
     Cluster,
+    Equalize,
     Factorize,
     Float16,
     FoldBatchNorm,
@@ -111,6 +112,14 @@ class TestOpenVino(TargetConformance):
     @pytest.fixture
     def target(self):
         return OpenVino(threads=1)
+
+
+class TestEqualize(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return Equalize()
 
 
 class TestPrune(TechniqueConformance):
