@@ -44,6 +44,7 @@ TECHNIQUES = st.one_of(
         block=st.none() | st.integers(1, 512),
         symmetric=st.booleans(),
         search=st.booleans(),
+        by_outputs=st.booleans(),
         smallest=st.integers(0, 10_000),
         rounding=st.sampled_from(["nearest", "gptq"]),
         by_size_of_inputs=st.booleans(),
@@ -82,7 +83,7 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 8, "Quantize": 11}
+    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 9, "Quantize": 11}
     kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 

@@ -34,8 +34,9 @@ from alula.numerics.grids import Grid, Quantized, codes_from, dequantize, extrem
 from alula.numerics.sparse_gpt import inverse_factor
 
 Floats: TypeAlias = NDArray[np.float64]
-FindRange: TypeAlias = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""The range of each row of weights [out, n]: lower and upper ends, [out] each."""
+Ends: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+FindRange: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.intp]], Ends]
+"""The range of each row of weights [out, n], given the numbers of their columns [n]: lower and upper ends, [out]."""
 
 
 def gptq(
@@ -87,7 +88,7 @@ def gptq(
                 last = column + min(width, columns - number * width)
                 by_then = free[:, column:last].copy()
                 by_then[:, stop - column :] -= errors @ factor[start:stop, stop : max(last, stop)]
-                ends = (find_range or _extremes_of_rows)(by_then.astype(np.float32))
+                ends = (find_range or _extremes_of_rows)(by_then.astype(np.float32), order[column:last])
                 scale[:, number], zero_point[:, number] = scale_and_zero_point(*ends, grid)
             parameters = scale[:, number], zero_point[:, number]
             codes[:, column] = codes_from(free[:, column], *parameters, grid, axis=0)
@@ -109,7 +110,7 @@ def _order(seen: NDArray[np.floating], width: int) -> NDArray[np.intp]:  # [k] -
     return np.concatenate([columns[np.argsort(-seen[columns], kind="stable")] for columns in blocks])
 
 
-def _extremes_of_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _extremes_of_rows(rows: NDArray[np.float32], columns: NDArray[np.intp]) -> Ends:  # noqa: ARG001
     return extremes(rows, axis=0)
 
 

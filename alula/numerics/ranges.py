@@ -14,6 +14,7 @@
     percentile p         a share (100 - p) / 2 of the values lies beyond either end; symmetric: 100 - p beyond +-h
     mean squared error   argmin over l, h of  sum_i c_i (x_i - Q(x_i))^2
     entropy              argmin over l, h of  KL(P || R) = sum_b P_b log(P_b / R_b)
+    output error         argmin over l, h of  (w - Q(w))^T M (w - Q(w)),  M [k, k] the mean of x x^T
 
 Sources: H. Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (calibration by maximum, percentile and
 entropy); M. Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.1 (mean squared error);
@@ -34,7 +35,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from alula.errors import DataError, RecipeError
 from alula.numerics.divergence import least_divergent_range
-from alula.numerics.grids import Floats, Grid, extremes, finite_float32, parameter_shape, scale_and_zero_point
+from alula.numerics.grids import (
+    Floats,
+    Grid,
+    extremes,
+    finite_float32,
+    parameter_shape,
+    quantize,
+    scale_and_zero_point,
+)
 
 Array: TypeAlias = NDArray[Any]
 Range: TypeAlias = tuple[float, float]
@@ -190,6 +199,45 @@ def channel_mean_squared_error_range(
     limits = np.concatenate([_row_limits(piece, grid, candidates) for piece in pieces])  # [R], of the rows' unit
     limit = _as_parameter(limits, array.shape, axis, block)
     lower, upper = _bounded(low.astype(np.float64), high.astype(np.float64), limit)
+    return lower.astype(np.float32), upper.astype(np.float32)
+
+
+def output_error_range(
+    rows: ArrayLike, moments: ArrayLike, grid: Grid, *, candidates: int = 50
+) -> tuple[Floats, Floats]:  # [R, k], [k, k] -> [R], [R]
+    """The range of each row of a layer's matrix with the least squared error of what it gives, y = w x.
+
+    Args:
+        rows: weights, [R, k].
+        moments: mean of x x^T over what the layer reads, [k, k].
+        grid: the grid that they will be quantized to, to the nearest code.
+        candidates: bounds on magnitudes that are tried, as in `MeanSquaredError`.
+
+    Raises:
+        DataError: a weight or moment is NaN or infinite, or they do not fit each other.
+        RecipeError: there are too few candidates.
+    """
+    _require_candidates(candidates)
+    array, products = finite_float32(rows), np.asarray(moments, np.float64)
+    if array.ndim != 2 or products.shape != (array.shape[1], array.shape[1]) or not np.isfinite(products).all():
+        raise DataError(
+            f"rows [R, k] need finite second moments [k, k], got {list(array.shape)} and {list(products.shape)}"
+        )
+    if array.size == 0:
+        return np.zeros(len(array), np.float32), np.zeros(len(array), np.float32)
+    unit, size = _normalised(array)
+    low, high = _ends(unit)
+
+    def error(limits: Array) -> Array:  # [c, R] -> [c, R]
+        found = np.empty(limits.shape)
+        for one, limit in enumerate(limits):
+            given = quantize(unit, grid, axis=0, minimum=np.maximum(low, -limit), maximum=np.minimum(high, limit))
+            change = given.dequantize().astype(np.float64) - unit
+            found[one] = ((change @ products) * change).sum(1)
+        return found
+
+    limit = size * _search(error, candidates, rows=len(array))
+    lower, upper = _bounded(low * size, high * size, limit)
     return lower.astype(np.float32), upper.astype(np.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,57 +11,62 @@ from numpy.typing import NDArray
 from alula.graph.layers import Layer
 from alula.graph.matrices import from_matrix, no_matrix, weight_matrix
 from alula.graph.model import Model
-from alula.numerics.gptq import gptq
+from alula.numerics.gptq import Ends, gptq
 from alula.numerics.grids import Grid, Quantized
-from alula.numerics.ranges import channel_mean_squared_error_range
+from alula.numerics.ranges import channel_mean_squared_error_range, output_error_range
 
-Ends = tuple[NDArray[np.float32], NDArray[np.float32]]
+Ranges = Literal["extremes", "weights", "outputs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """The settings of GPTQ (:func:`alula.numerics.gptq.gptq`) for the weights of one layer.
+    """How the weights of one layer are put on a grid.
 
     Attributes:
         grid: the codes to use.
         block: weights along the summed axis that share a scale; None: one scale per output channel.
-        search: find each range by least squared error instead of the extremes.
-        by_size_of_inputs: round columns by falling mean square of what they read.
-        damping: share of the mean of the second moments' diagonal that is added to it.
+        ranges: of each row: its ``extremes``, or the range of least squared error of its ``weights`` or of the
+            layer's ``outputs``.
+        nearest: round to the nearest code; else by GPTQ (:func:`alula.numerics.gptq.gptq`).
+        by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read.
+        damping: of GPTQ: share of the mean of the second moments' diagonal that is added to it.
     """
 
     grid: Grid
     block: int | None
-    search: bool
+    ranges: Ranges
+    nearest: bool
     by_size_of_inputs: bool
     damping: float
 
     def quantized(self, weight: np.ndarray, layer: Layer, moments: np.ndarray) -> Quantized:
         """The weight on the grid; ``moments`` [groups, k, k] are those of what the layer reads."""
-        parts = [
-            gptq(
-                matrix,
-                moment,
-                self.grid,
-                block=self.block,
-                find_range=self._searched if self.search else None,
-                by_size_of_inputs=self.by_size_of_inputs,
-                damping=self.damping,
-            )
-            for matrix, moment in zip(weight_matrix(weight, layer), moments, strict=True)
-        ]
+        parts = [self._rounded(*pair) for pair in zip(weight_matrix(weight, layer), moments, strict=True)]
         codes = from_matrix(np.stack([part.codes for part in parts]), layer)
-        scale, zero_point = (np.concatenate(some) for some in zip(*((one.scale, one.zero_point) for one in parts),
-                                                                   strict=True))  # fmt: skip
+        scale = np.concatenate([part.scale for part in parts])
+        zero_point = np.concatenate([part.zero_point for part in parts])
         if self.block is None:
             return Quantized(codes, scale, zero_point, layer.output_axis, None, self.grid)
         if layer.output_axis == 1:  # scales [out, blocks] lie as the weight does
             scale, zero_point = scale.T, zero_point.T
         return Quantized(codes, scale, zero_point, layer.input_axes[0], self.block, self.grid)
 
-    def _searched(self, rows: NDArray[np.float32]) -> Ends:
-        low, high = channel_mean_squared_error_range(rows, self.grid, axis=0)
-        return np.asarray(low), np.asarray(high)
+    def _rounded(self, matrix: np.ndarray, moments: np.ndarray) -> Quantized:  # [out, k], [k, k]
+        def find_range(rows: NDArray[np.float32], columns: NDArray[np.intp]) -> Ends:
+            if self.ranges == "outputs":
+                return output_error_range(rows, moments[np.ix_(columns, columns)], self.grid)
+            low, high = channel_mean_squared_error_range(rows, self.grid, axis=0)
+            return np.asarray(low), np.asarray(high)
+
+        return gptq(
+            matrix,
+            np.eye(len(moments)) if self.nearest else moments,  # where inputs have nothing in common it is the nearest
+            self.grid,
+            block=self.block,
+            find_range=None if self.ranges == "extremes" else find_range,
+            by_size_of_inputs=self.by_size_of_inputs and not self.nearest,
+            damping=self.damping,
+        )
 
 
 def unknown_inputs(model: Model, layer: Layer, name: str) -> str | None:

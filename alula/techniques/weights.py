@@ -20,7 +20,7 @@ from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
 from alula.techniques.compensation import is_solvable, moments_of
-from alula.techniques.rounding import Rounding, unknown_inputs
+from alula.techniques.rounding import Ranges, Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
 
 
@@ -33,6 +33,7 @@ class QuantizeWeights:
         block: weights that share a scale along the summed axis; None for one scale per output channel.
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
+        by_outputs: that is the error of the layer's outputs on the calibration data, not of its weights.
         rounding: ``nearest``, or ``gptq``: one column of the layer's matrix after another, those that are still free
             making up for the error on the calibration data; tables and recurrent layers are rounded to the nearest.
         by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read, not in their order.
@@ -44,6 +45,7 @@ class QuantizeWeights:
     block: int | None = None
     symmetric: bool = True
     search: bool = True
+    by_outputs: bool = False
     smallest: int = 1024
     rounding: Literal["nearest", "gptq"] = "nearest"
     by_size_of_inputs: bool = True
@@ -60,14 +62,13 @@ class QuantizeWeights:
             )
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
-        """Second moments of what the layers read, for GPTQ; none for rounding to the nearest."""
-        if self.rounding == "nearest":
-            return frozenset()
+        """Second moments of what the layers read, for GPTQ and errors of outputs; else none."""
         return frozenset(MomentRequest(layer.name) for layer in layers if self._weighs(model, layer, layers))
 
     def _weighs(self, model: Model, layer: Layer, layers: Sequence[Layer]) -> bool:
         """Whether second moments of what a layer reads are used."""
-        known = self.rounding == "gptq" and unknown_inputs(model, layer, layer.weight) is None
+        asked = self.rounding == "gptq" or (self.search and self.by_outputs)
+        known = asked and unknown_inputs(model, layer, layer.weight) is None
         return known and is_solvable(layer) and self._obstacle(model, layer, layers) is None
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -100,8 +101,8 @@ class QuantizeWeights:
 
     def _quantize_layer(self, editor: Editor, layer: Layer, moments: np.ndarray | None) -> list[Note]:
         notes = []
-        if self.rounding == "gptq" and moments is None:
-            notes.append(Note(layer.name, f"rounded to the nearest: {_why_nearest(layer)}"))
+        if moments is None and (self.rounding == "gptq" or self.by_outputs):
+            notes.append(Note(layer.name, f"by its weights alone, to the nearest: {_why_nearest(layer)}"))
         for index, name in enumerate(layer.weights):
             weight = editor.array(name).astype(np.float32, copy=False)
             axis, block, reason = self._grouping(layer, weight.shape)
@@ -109,8 +110,7 @@ class QuantizeWeights:
                 notes.append(Note(layer.name, reason))
             grid = Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
             if moments is not None:
-                rounding = Rounding(grid, block, self.search, self.by_size_of_inputs, self.damping)
-                quantized = rounding.quantized(weight, layer, moments)
+                quantized = self._rounding(grid, block).quantized(weight, layer, moments)
             else:
                 quantized = self._nearest(weight, grid, axis, block)
             if layer.operator == "Gather":
@@ -122,6 +122,10 @@ class QuantizeWeights:
             else:
                 put_codes(editor, layer, quantized, index)
         return notes
+
+    def _rounding(self, grid: Grid, block: int | None) -> Rounding:
+        ranges: Ranges = "extremes" if not self.search else "outputs" if self.by_outputs else "weights"
+        return Rounding(grid, block, ranges, self.rounding == "nearest", self.by_size_of_inputs, self.damping)
 
     def _nearest(self, weight: np.ndarray, grid: Grid, axis: int | None, block: int | None) -> Quantized:
         low, high = (

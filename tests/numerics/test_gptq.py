@@ -58,7 +58,7 @@ def test_ranges_are_found_of_the_weights_as_they_are_by_then() -> None:
     weights, moments = layer(5, 12)
     grid = Grid(3)
 
-    def searched(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def searched(rows: np.ndarray, columns: object = None) -> tuple[np.ndarray, np.ndarray]:
         low, high = channel_mean_squared_error_range(rows, grid, axis=0)
         return np.asarray(low), np.asarray(high)
 
@@ -81,13 +81,18 @@ def test_what_was_never_seen_is_rounded_and_changes_nothing() -> None:
     unseen = moments.copy()
     unseen[3], unseen[:, 3] = 0, 0
     ends = weights.min(1), weights.max(1)
-    given = gptq(weights, unseen, Grid(4), find_range=lambda rows: ends)
+    given = gptq(weights, unseen, Grid(4), find_range=lambda rows, columns: ends)
     nearest = quantize(weights, Grid(4), axis=0)
     np.testing.assert_array_equal(given.codes[:, 3], nearest.codes[:, 3])
     others = np.delete(np.arange(8), 3)
+    damping = 0.01 * 7 / 8  # the mean of the diagonal counts the column
     rest = gptq(
-        weights[:, others], unseen[np.ix_(others, others)], Grid(4), find_range=lambda rows: ends, damping=0.01 * 7 / 8
-    )  # fmt: skip  (the mean of the diagonal counts the column)
+        weights[:, others],
+        unseen[np.ix_(others, others)],
+        Grid(4),
+        find_range=lambda rows, columns: ends,
+        damping=damping,
+    )
     np.testing.assert_array_equal(given.codes[:, others], rest.codes)
 
 
@@ -104,7 +109,7 @@ def test_weights_on_the_grid_stay() -> None:
 def test_it_harms_no_more_than_rounding_on_the_whole(seed: int, bits: int, by_inputs: bool) -> None:
     weights, moments = layer(16, 12, seed)
     ends = weights.min(1), weights.max(1)
-    given = gptq(weights, moments, Grid(bits), find_range=lambda rows: ends, by_size_of_inputs=by_inputs)
+    given = gptq(weights, moments, Grid(bits), find_range=lambda rows, columns: ends, by_size_of_inputs=by_inputs)
     nearest = quantize(weights, Grid(bits), axis=0)
     assert harm(weights, moments, given.dequantize()) <= 1.05 * harm(weights, moments, nearest.dequantize())
 

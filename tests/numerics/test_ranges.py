@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alula.errors import DataError, RecipeError
-from alula.numerics.grids import Grid, parameter_shape, quantize
+from alula.numerics.grids import Grid, parameter_shape, quantize, scale_and_zero_point
 from alula.numerics.histogram import FloatHistogram
 from alula.numerics.ranges import (
     Entropy,
@@ -15,6 +15,7 @@ from alula.numerics.ranges import (
     Percentile,
     RangeMethod,
     channel_mean_squared_error_range,
+    output_error_range,
 )
 from tests.oracles import quantization as oracle
 
@@ -266,3 +267,45 @@ def test_impossible_settings_are_refused():
         channel_mean_squared_error_range(np.ones((2, 2)), Grid(8), axis=0, candidates=1)
     with pytest.raises(DataError, match="1 NaN"):
         channel_mean_squared_error_range(np.array([[np.nan, 1]]), Grid(8), axis=0)
+
+
+def textbook_output_error(row, moments, grid, limit):
+    """(w - Q(w))^T M (w - Q(w)), weight by weight."""
+    low, high = max(min(row.min(), 0), -limit), min(max(row.max(), 0), limit)
+    scale, zero = scale_and_zero_point(low, high, grid)
+    codes = [min(max(round(float(np.float32(w) / scale)) + int(zero), grid.lowest), grid.highest) for w in row]
+    change = [float(w) - (code - int(zero)) * float(scale) for w, code in zip(row, codes, strict=True)]
+    return sum(change[i] * moments[i, j] * change[j] for i in range(len(row)) for j in range(len(row)))
+
+
+@pytest.mark.parametrize("grid", [Grid(2), Grid(3, symmetric=False), Grid(4)], ids=str)
+def test_output_error_range_is_the_best_of_all_that_are_tried(grid):
+    """The error is a jagged function of the bound: no worse than the best of 200 bounds, tried by the book."""
+    random = np.random.default_rng(3)
+    rows = random.standard_t(3, (5, 9)).astype(np.float32)
+    inputs = random.standard_normal((40, 9)) @ random.standard_normal((9, 9))
+    moments = inputs.T @ inputs / 40
+    low, high = output_error_range(rows, moments, grid, candidates=400)
+    for row, lower, upper in zip(rows, low, high, strict=True):
+        largest = float(np.abs(row).max())
+        best = min(textbook_output_error(row, moments, grid, largest * share) for share in np.geomspace(1, 1e-3, 200))
+        assert textbook_output_error(row, moments, grid, max(-float(lower), float(upper))) <= 1.0001 * best
+
+
+def test_output_error_range_of_inputs_alike_is_that_of_the_weights():
+    rows = np.random.default_rng(4).standard_normal((6, 12)).astype(np.float32)
+    wanted = channel_mean_squared_error_range(rows, Grid(3), axis=0)
+    np.testing.assert_allclose(output_error_range(rows, np.eye(12), Grid(3)), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "moments"), [
+    (np.ones((2, 3)), np.eye(2)), (np.full((2, 3), np.nan), np.eye(3)), (np.ones((2, 3)), np.full((3, 3), np.inf)),
+])  # fmt: skip
+def test_output_error_range_refuses_what_does_not_fit(rows, moments):
+    with pytest.raises(DataError):
+        output_error_range(rows, moments, Grid(4))
+
+
+def test_output_error_range_of_nothing():
+    low, high = output_error_range(np.zeros((3, 0)), np.zeros((0, 0)), Grid(4))
+    assert low.tolist() == high.tolist() == [0, 0, 0]

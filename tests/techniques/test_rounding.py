@@ -74,12 +74,29 @@ def test_the_outputs_move_less_than_by_rounding_to_the_nearest():
     assert errors[1] < 0.7 * errors[0]
 
 
+@pytest.mark.parametrize("block", [None, 8])
+@pytest.mark.parametrize("layout", ["MatMul", "Gemm"])
+def test_ranges_by_the_outputs_err_less_in_them(layout, block):
+    """Rounded to the nearest, over the same data: no worse than ranges by the weights, row by row."""
+    model, feeds = made(layout)
+    errors = []
+    for by_outputs in (False, True):
+        recipe = Recipe((Step(QuantizeWeights(3, block=block, by_outputs=by_outputs, smallest=1)),))
+        given = stored(apply_recipe(model, recipe, feeds), feeds[0])
+        change = (given - model.weight("w")) if layout == "MatMul" else (given - model.weight("w")).T  # [k, out]
+        inputs = np.concatenate([one["x"] for one in feeds])
+        errors.append(((inputs @ change) ** 2).sum(0))
+    assert errors[1].sum() < errors[0].sum()
+    if block is None:
+        assert (errors[1] <= errors[0] * 1.001).all()
+
+
 @pytest.mark.parametrize("network", [embedding_network, recurrent_network])
 def test_what_is_no_matrix_is_rounded_to_the_nearest_and_said_so(network):
     model = network()
     recipe = Recipe((Step(QuantizeWeights(4, rounding="gptq", smallest=1)),))
     result = apply_recipe(model, recipe, collect(model, [random_feeds(model)], requests_of(recipe, model)))
-    assert any("rounded to the nearest: its weight is that of a" in note.text for note in result.notes)
+    assert any("by its weights alone, to the nearest: its weight is that of a" in note.text for note in result.notes)
 
 
 def test_without_statistics_and_with_impossible_settings_it_is_refused():
