@@ -199,65 +199,6 @@ def lost_shares(energy: Floats) -> Floats:  # [n] -> [n + 1]
     return np.asarray(tails / tails[0] if tails[0] > 0 else np.zeros_like(tails))
 
 
-def divide_budget(costs: Sequence[Floats], harms: Sequence[Floats], limit: float) -> list[int] | None:
-    """Choose one option of each item so that the costs add up to at most a limit, and the harms to little.
-
-    Steps along the lower convex hull of each item's options are taken in the order of harm per cost saved (Everett
-    1963, generalised Lagrange multipliers) until the limit is met; what the last one saved beyond it is given back to
-    items that do less harm for it. Where costs fall in equal steps of growing harm, nothing does less.
-
-    Args:
-        costs: of the options of each item, [options] each.
-        harms: of the same options.
-        limit: what the chosen ones may cost together.
-
-    Returns:
-        The option of each item, or None where the cheapest of all cost more than the limit.
-    """
-    hulls = [_lower_hull(cost, harm) for cost, harm in zip(costs, harms, strict=True)]
-    chosen = [int(hull[0]) for hull in hulls]
-    steps = []
-    for item, hull in enumerate(hulls):
-        rates = np.maximum.accumulate(
-            np.diff(harms[item][hull]) / -np.diff(costs[item][hull])
-        )  # whatever rounding says
-        steps += [(float(rate), item, int(option)) for rate, option in zip(rates, hull[1:], strict=True)]
-    total = sum(float(cost[option]) for cost, option in zip(costs, chosen, strict=True))
-    for _, item, option in sorted(steps, key=lambda step: step[:1]):  # the steps of one item stay in their order
-        if total <= limit:
-            break
-        total += float(costs[item][option] - costs[item][chosen[item]])
-        chosen[item] = option
-    if total > limit:
-        return None
-    for item, (cost, harm) in enumerate(zip(costs, harms, strict=True)):
-        affordable = np.flatnonzero(cost <= cost[chosen[item]] + limit - total)
-        best = int(affordable[np.argmin(harm[affordable])])
-        if harm[best] < harm[chosen[item]]:
-            total += float(cost[best] - cost[chosen[item]])
-            chosen[item] = best
-    return chosen
-
-
-def _lower_hull(cost: Floats, harm: Floats) -> NDArray[np.int64]:
-    """The options that some price of cost would pick: the least harmful first, each cheaper than the one before."""
-    order = np.lexsort((cost, harm))  # least harm first, among equals the cheapest
-    cheaper = cost[order] < np.concatenate([[np.inf], np.minimum.accumulate(cost[order])[:-1]])
-    hull: list[int] = []
-    for option in order[cheaper]:
-        while len(hull) > 1 and _is_above(cost, harm, (hull[-2], hull[-1], int(option))):
-            hull.pop()
-        hull.append(int(option))
-    return np.array(hull, np.int64)
-
-
-def _is_above(cost: Floats, harm: Floats, options: tuple[int, int, int]) -> bool:
-    """Whether the second option lies above the line from the first to the third."""
-    first, second, third = options
-    left = (harm[second] - harm[first]) * (cost[second] - cost[third])
-    return bool(left > (harm[third] - harm[second]) * (cost[first] - cost[second]))
-
-
 def _leading(tensor: Floats, rank: int) -> Floats:  # [g, a, ...] -> [g, a, at most r]
     """Orthonormal columns that hold the most energy along the axis behind the groups'."""
     unfolded = tensor.reshape(*tensor.shape[:2], -1)

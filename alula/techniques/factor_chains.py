@@ -256,7 +256,7 @@ class Canonical:
         return self._found[rank]
 
 
-def climb(chain: Chain, multiple: int = 1) -> Ladder:
+def ranks_of(chain: Chain, multiple: int = 1) -> Ladder:
     """What the ways to factorize a layer cost and lose; ranks are multiples where the full rank allows."""
     ranks = chain.options()
     fits = [(column % multiple == 0) | (column == full) for column, full in zip(ranks.T, chain.full, strict=True)]

@@ -16,8 +16,9 @@ from alula.graph.layers import Layer
 from alula.graph.matrices import no_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
-from alula.numerics.factors import divide_budget
 from alula.numerics.grids import finite_float32
+from alula.numerics.ladders import Ladder as Rungs
+from alula.numerics.ladders import climb
 from alula.techniques.compensation import moments_of
 from alula.techniques.factor_chains import (
     Canonical,
@@ -27,7 +28,7 @@ from alula.techniques.factor_chains import (
     Ranks,
     Singular,
     Tucker,
-    climb,
+    ranks_of,
     write_chain,
 )
 from alula.techniques.technique import Context, other_type
@@ -35,7 +36,7 @@ from alula.techniques.technique import Context, other_type
 Method = Literal["auto", "svd", "whitened", "tucker", "cp"]
 Measure = Literal["energy", "share", "rank", "parameters", "macs"]
 _BUDGETS: Final = ("parameters", "macs")
-_ROUNDING: Final = 1e-12  # of shares of energy
+_ROUNDING: Final = 1e-12  # of shares of energy, and of savings
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Factorize:
         with at(f"layer {layer.name!r}"):
             if reason := self._obstacle(model, layer):
                 raise RecipeError(f"it cannot be factorized: {reason}")
-            return climb(self._chain(model, layer, statistics or Statistics()), self.multiple)
+            return ranks_of(self._chain(model, layer, statistics or Statistics()), self.multiple)
 
     def _chain(self, model: Model, layer: Layer, statistics: Statistics) -> Chain:
         weight = finite_float32(model.weight(layer.weight))
@@ -142,7 +143,7 @@ class Factorize:
             wanted = [math.ceil(self.kept * full) if self.by == "share" else int(self.kept) for full in chain.full]
             rounded = [math.ceil(rank / self.multiple) * self.multiple for rank in wanted]
             return tuple(min(rank, full) for rank, full in zip(rounded, chain.full, strict=True))
-        ladder = climb(chain, self.multiple)
+        ladder = ranks_of(chain, self.multiple)
         keeps = np.flatnonzero(ladder.lost <= 1 - self.kept + _ROUNDING)
         if not len(keeps):
             return None
@@ -157,23 +158,24 @@ class Factorize:
 
     def _divided(self, model: Model, whole: Mapping[Layer, int], statistics: Statistics) -> dict[Layer, Ranks]:
         """The ranks of those layers that the budget wants smaller."""
-        ranks, costs, harms, total = [], [], [], sum(whole.values())
+        options, ladders, total = [], [], sum(whole.values())
         for layer, cost in whole.items():
-            ladder = self.ladder(model, layer, statistics)
+            ranked = self.ladder(model, layer, statistics)
             size = math.prod(layer.shape)
-            gains = (ladder.parameters < size) & ((ladder.macs < size) | (layer.operator == "Gather"))
-            share = (ladder.parameters if self.by == "parameters" else ladder.macs)[gains] / size
-            ranks.append(ladder.ranks[gains])
-            costs.append(np.append(cost, share * cost))  # option 0: it stays whole
-            harms.append(np.append(0.0, ladder.lost[gains]))
-        chosen = divide_budget(costs, harms, self.kept * total)
-        if chosen is None:
-            least = sum(float(cost.min()) for cost in costs) / total
+            gains = (ranked.parameters < size) & ((ranked.macs < size) | (layer.operator == "Gather"))
+            share = (ranked.parameters if self.by == "parameters" else ranked.macs)[gains] / size
+            rising = np.argsort(-share, kind="stable")  # of savings
+            options.append(ranked.ranks[gains][rising])
+            ladders.append(Rungs(ranked.lost[gains][rising], (cost * (1 - share))[rising]))
+        most = sum(float(rungs.savings.max(initial=0.0)) for rungs in ladders)
+        budget = (1 - self.kept) * total * (1 - _ROUNDING)
+        if most < budget:
             raise RecipeError(
-                f"kept must be at least {least:.1%} of the {self.by} of these {len(whole)} layers, which the least "
-                f"ranks leave; got {self.kept:.1%}"
+                f"kept must be at least {1 - most / total:.1%} of the {self.by} of these {len(whole)} layers, which "
+                f"the least ranks leave; got {self.kept:.1%}"
             )
-        return {layer: _row(ranks[i], chosen[i] - 1) for i, layer in enumerate(whole) if chosen[i]}
+        chosen = climb(ladders, budget)
+        return {layer: _row(options[i], chosen[i]) for i, layer in enumerate(whole) if chosen[i] >= 0}
 
     def _obstacle(self, model: Model, layer: Layer) -> str | None:
         """Why a layer cannot be factorized, or None."""

@@ -6,15 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from alula.errors import DataError
 from alula.numerics.factors import (
     DAMPING,
     canonical,
     canonical_whole,
-    divide_budget,
     lost_shares,
     singular_factors,
     tucker,
@@ -200,53 +197,3 @@ def test_moments_that_are_none_are_refused():
         singular_factors(np.ones((1, 2, 3)), np.ones((1, 2, 2)))
     with pytest.raises(DataError, match="negative"):
         whitening(np.diag([1.0, -0.5])[None], 1, 2)
-
-
-OPTIONS = st.lists(
-    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=5), min_size=1, max_size=3
-)
-GROWING = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=5).map(sorted), min_size=1, max_size=3)
-
-
-def total(parts, chosen):
-    return sum(part[option] for part, option in zip(parts, chosen, strict=True))
-
-
-@settings(deadline=None)
-@given(OPTIONS, st.integers(0, 60))
-def test_a_budget_is_met_where_it_can_be_and_no_item_could_do_better(options, limit):
-    costs = [np.array([cost for cost, _ in item], np.float64) for item in options]
-    harms = [np.array([harm for _, harm in item], np.float64) for item in options]
-    chosen = divide_budget(costs, harms, limit)
-    if chosen is None:
-        assert sum(cost.min() for cost in costs) > limit
-        return
-    assert total(costs, chosen) <= limit
-    for item, cost in enumerate(costs):
-        for option in range(len(cost)):
-            other = [*chosen[:item], option, *chosen[item + 1 :]]
-            assert total(costs, other) > limit or total(harms, other) >= total(harms, chosen)
-
-
-@settings(deadline=None)
-@given(GROWING, st.integers(0, 15))
-def test_where_costs_fall_in_equal_steps_of_growing_harm_nothing_does_less(steps, limit):
-    harms = [np.concatenate([[0.0], np.cumsum(item)]) for item in steps]
-    costs = [np.arange(len(harm), dtype=np.float64)[::-1] for harm in harms]
-    chosen = divide_budget(costs, harms, limit)
-    assert chosen is not None
-    least = min(
-        total(harms, other)
-        for other in itertools.product(*(range(len(cost)) for cost in costs))
-        if total(costs, other) <= limit
-    )
-    assert total(harms, chosen) == least
-
-
-def test_a_budget_is_not_undercut_without_need():
-    costs, harms = [np.arange(11.0)[::-1]] * 2, [np.arange(11.0) ** 2, 4 * np.arange(11.0) ** 2]
-    assert divide_budget(costs, harms, 20) == [0, 0]
-    assert divide_budget(costs, harms, 10) == [8, 2]
-    assert divide_budget(costs, harms, 0) == [10, 10]
-    assert divide_budget(costs, harms, -1) is None
-    assert divide_budget([], [], 0) == []

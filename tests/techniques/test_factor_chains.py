@@ -9,7 +9,7 @@ from alula.graph.cost import measure_cost
 from alula.graph.editing import Editor
 from alula.graph.matrices import from_matrix, weight_matrix
 from alula.numerics.factors import canonical, canonical_whole, tucker
-from alula.techniques.factor_chains import Canonical, Singular, Tucker, climb, write_chain
+from alula.techniques.factor_chains import Canonical, Singular, Tucker, ranks_of, write_chain
 from alula.testing.conformance import check_valid, with_weight
 from alula.testing.models import model_from_text, random_feeds
 from tests.oracles.factors import nearest_of_rank
@@ -145,7 +145,7 @@ def test_what_is_said_to_be_lost_is_lost_at_most(kind):
     (layer,) = model.layers()
     weight = model.weight("w")
     chain = kind(layer, model.graph.node(layer.name), weight, **({"seed": 0} if kind is Canonical else {}))
-    ladder = climb(chain)
+    ladder = ranks_of(chain)
     for ranks, lost in list(zip(ladder.ranks.tolist(), ladder.lost, strict=True))[::5]:
         first, *middle, last = [link.weight for link in chain.links(tuple(ranks))]
         if kind is Canonical:
@@ -163,11 +163,11 @@ def test_ladders_climb_in_multiples_to_the_full_rank():
     model = product("MatMul")
     (layer,) = model.layers()
     chain = Singular(layer, model.graph.node(layer.name), model.weight("w"))
-    assert climb(chain).ranks[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert climb(chain, 3).ranks[:, 0].tolist() == [3, 6, 7]
-    assert climb(chain, 100).ranks[:, 0].tolist() == [7]
-    assert (np.diff(climb(chain).lost) < 0).all()
+    assert ranks_of(chain).ranks[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert ranks_of(chain, 3).ranks[:, 0].tolist() == [3, 6, 7]
+    assert ranks_of(chain, 100).ranks[:, 0].tolist() == [7]
+    assert (np.diff(ranks_of(chain).lost) < 0).all()
     kernel = convolution("a row")
     (layer,) = kernel.layers()
-    pairs = climb(Tucker(layer, kernel.graph.node(layer.name), kernel.weight("w")), 4).ranks.tolist()
+    pairs = ranks_of(Tucker(layer, kernel.graph.node(layer.name), kernel.weight("w")), 4).ranks.tolist()
     assert pairs == [[4, 4], [4, 6], [8, 4], [8, 6]]
