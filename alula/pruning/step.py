@@ -87,12 +87,12 @@ class Step:
         return without(self._made_up(gone.units), gone)
 
     def _saved(self, gone: Gone, wanted: Mapping[Kind, float]) -> dict[Kind, float]:
-        """How many times less of each kind; none behind the first that is not enough, since timing takes long."""
+        """How many times less of each kind; none behind the first that is far from enough, since timing takes long."""
         smaller = without(self._model, gone)
         saved: dict[Kind, float] = {}
         for kind, cost in self._costs.items():
             saved[kind] = 1 / cost(smaller)
-            if saved[kind] < wanted[kind]:
+            if saved[kind] * (1 + TOLERANCE) < wanted[kind]:
                 break
         return saved
 
@@ -193,23 +193,24 @@ def meet(choose: Choose, saved: Callable[[Gone], Mapping[Kind, float]], wanted: 
         RecipeError: even all that may go is not enough.
     """
 
-    def excess(gone: Gone) -> float:  # at most 1 where all is saved that is wanted
-        return max(wanted[kind] / times for kind, times in saved(gone).items())
+    def excess(times: Mapping[Kind, float]) -> float:  # at most 1 where all is saved that is wanted
+        return max(wanted[kind] / one for kind, one in times.items())
 
     nothing = choose(0.0)
-    if excess(nothing) <= 1:
+    if excess(saved(nothing)) <= 1:
         return nothing
     low, high, best = 0.0, 1.0, choose(1.0)
-    if excess(best) > 1 + TOLERANCE:
+    at_most = saved(best)
+    if excess(at_most) > 1 + TOLERANCE:
         most = ", ".join(f"{kind} become {times:.2f} times less at most, not {wanted[kind]:.2f}"
-                         for kind, times in saved(best).items() if times < wanted[kind])  # fmt: skip
+                         for kind, times in at_most.items() if times < wanted[kind])  # fmt: skip
         raise RecipeError(
             f"within the limits {most}; lower least or multiple, include more layers, or drop whole blocks first"
         )
     for _ in range(TRIES):
         middle = (low + high) / 2
         candidate = choose(middle)
-        share = excess(candidate)
+        share = excess(saved(candidate))
         if share > 1:
             low = middle
             continue
