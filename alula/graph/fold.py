@@ -288,7 +288,8 @@ def _is_tied(value: ir.Value) -> bool:
 
     A second copy of it would be trained and changed by itself.
     """
-    return is_weight(value) and len(value.const_value.shape) > 1 and not _dies(value)  # type: ignore[union-attr]
+    tensor = value.const_value
+    return tensor is not None and len(tensor.shape) > 1 and is_weight(value) and not _dies(value)
 
 
 def _made_of(value: ir.Value) -> float:

@@ -1,4 +1,4 @@
-"""Moving the difficulty of quantization from activations to weights.
+"""Scales of channels moved from what gives them to what reads them: from activations, or weights before, to weights.
 
 | symbol | code | shape | unit | meaning |
 |---|---|---|---|---|
@@ -9,7 +9,11 @@
 
     s_j = max(abs X_j)^alpha / max(abs W_j)^(1 - alpha)           Y = (X / s) (s W) = X W
 
-Source: G. Xiao et al. 2023, "SmoothQuant", equation 4 (arXiv 2211.10438).
+With the largest weights that compute channel j in place of X_j and alpha = 1/2, both ranges become their geometric
+mean: cross-layer equalization.
+
+Sources: G. Xiao et al. 2023, "SmoothQuant", equation 4 (arXiv 2211.10438); M. Nagel et al. 2019, "Data-free
+quantization through weight equalization and bias correction", equation 11.
 """
 
 from __future__ import annotations

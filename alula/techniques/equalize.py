@@ -16,11 +16,12 @@ from alula.graph.layers import Layer
 from alula.graph.matrices import from_matrix, matrix_shape, no_matrix, weight_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
-from alula.numerics.equalization import equalizing_factors
 from alula.numerics.grids import finite_float32
+from alula.numerics.smoothing import smoothing_factors
 from alula.techniques.technique import Context, other_type
 
 ROUNDS: Final = 50  # each evens out every pair once; chains of layers take several
+EVENLY: Final = 0.5  # sqrt(r1 / r2): both ranges become sqrt(r1 r2)
 SETTLED: Final = 1e-3  # of a factor's logarithm: the ranges agree
 _ELEMENTWISE: Final = frozenset({"Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"})  # f(a x) = a f(x) for a > 0
 _POOLS: Final = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})  # over what is behind
@@ -94,7 +95,7 @@ def _factors(editor: Editor, pair: _Pair) -> np.ndarray:  # -> [channels]
     given = rows.max(axis=2, initial=0.0).reshape(-1)
     groups, _, width = columns.shape
     by_channel = columns.max(axis=1, initial=0.0).reshape(groups * width // _kernel(len(given), columns.shape), -1)
-    return equalizing_factors(given, by_channel.max(axis=1, initial=0.0))
+    return smoothing_factors(given, by_channel.max(axis=1, initial=0.0), EVENLY)
 
 
 def _kernel(channels: int, shape: tuple[int, ...]) -> int:

@@ -238,9 +238,11 @@ def loss_for(model: Model, data: Any, labels: Any) -> Loss:
 
 
 def loss_fitting(model: Model, labels: np.ndarray) -> Loss:
-    """Cross-entropy for whole labels, one per row; for as many as there are outputs, or where the graph ends in a
-    sigmoid, cross-entropy of each by itself; else squared error.
-    """  # noqa: D205
+    """What labels look like they are for.
+
+    Cross-entropy for whole labels, one per row; for as many as there are outputs, or where the graph ends in a sigmoid,
+    cross-entropy of each by itself; else squared error.
+    """
     ending = _ending(model)
     if labels.ndim > 1 and len(labels) > 1 and _is_one_hot(labels):
         _log.warning("each row of labels has a single 1; if classes exclude each other, give their numbers instead")

@@ -34,7 +34,9 @@ KEPT_LIMIT_BYTES: Final = 2 * 2**30  # of outputs that are kept; beyond, they ar
 class Remembered:
     """Teachers whose answers are kept in a folder, so that each is asked once for all students taught on one data.
 
-    What is kept is found again by the teachers, the data, the batch size, the seed and the augmentation.
+    What is kept is found again by the teachers, the data, the batch size, the seed and the augmentation. Batches of a
+    loader of the user's own are not known to come back, and blocks between tensors are fed by the teacher: of those
+    nothing is kept.
 
     Attributes:
         teacher: what can be a teacher, or several.
@@ -83,14 +85,18 @@ class Teacher:
 
     def _recalled(self, batch: Batch, path: Path) -> Answers:
         """What stands in a file; where it is not there yet, or damaged, it is computed and written."""
+        damaged = require("safetensors", "compress").SafetensorError
         stored = require("safetensors.torch", "compress")
-        try:
-            answers: Answers = stored.load_file(path, device=str(self._device))
-        except Exception as error:  # noqa: BLE001  (whatever is wrong with the file, it is made anew)
-            _log.debug("%s is made: %s", path, error)
-            answers = {name: tensor.float().contiguous() for name, tensor in self._compute(batch.inputs).items()}
-            with appearing(path) as partial:
-                stored.save_file(answers, partial)
+        if path.is_file():
+            try:
+                kept: Answers = stored.load_file(path, device=str(self._device))
+            except damaged as error:
+                _log.warning("%s is made anew: it is damaged (%s)", path, error)
+            else:
+                return kept
+        answers = {name: tensor.float().contiguous() for name, tensor in self._compute(batch.inputs).items()}
+        with appearing(path) as partial:
+            stored.save_file(answers, partial)
         return answers
 
     def _keep(self, rows: np.ndarray, fresh: Mapping[str, Tensor]) -> bool:

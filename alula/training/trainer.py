@@ -309,9 +309,10 @@ class _Run:
 
 
 def _seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what the graph draws from, if it has a dropout; of the devices that there are in this run alone, as each
-    takes its time at every step.
-    """  # noqa: D205
+    """Seed what the graph draws from, if it has a dropout.
+
+    Of the devices, only those of this run: each takes its time at every step.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -29,6 +29,13 @@ def test_strength_one_makes_activations_even_and_zero_the_weights():
     np.testing.assert_allclose(weight * smoothing_factors(activation, weight, 0.0), 1, rtol=1e-6)
 
 
+def test_half_the_strength_makes_both_their_geometric_mean():
+    first, second = np.array([1.0, 20, 0.5]), np.array([0.1, 3, 7])
+    factors = smoothing_factors(first, second, 0.5)
+    np.testing.assert_allclose(first / factors, np.sqrt(first * second), rtol=1e-6)
+    np.testing.assert_allclose(second * factors, np.sqrt(first * second), rtol=1e-6)
+
+
 def test_the_product_stays_and_quantization_of_outlier_channels_gets_better():
     generator = np.random.default_rng(0)
     inputs, weight = generator.standard_normal((64, 16)), generator.standard_normal((16, 8))

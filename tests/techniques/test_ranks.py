@@ -20,7 +20,10 @@ TEXT = "n (float[b, 32] x) => (float[b, 16] y) { h = MatMul (x, u) r = Tanh (h) 
 def network(rank: int = 32, seed: int = 0):
     """Three layers; the second is of some rank."""
     random = np.random.default_rng(seed)
-    draw = lambda *shape: random.standard_normal(shape).astype(np.float32) / np.float32(shape[0]) ** 0.5  # noqa: E731
+
+    def draw(*shape: int):
+        return random.standard_normal(shape).astype(np.float32) / np.float32(shape[0]) ** 0.5
+
     return model_from_text(TEXT, {"u": draw(32, 32), "v": draw(32, rank) @ draw(rank, 32), "w": draw(32, 16)})
 
 
