@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.errors import DataError, RecipeError
-from alula.numerics.grids import Grid, Quantized, codes_from, dequantize, extremes, finite_float32, scale_and_zero_point
+from alula.numerics.grids import Grid, Quantized, extremes, finite_float32, round_to_codes, scale_and_zero_point, stored
 from alula.numerics.sparse_gpt import inverse_factor
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -47,7 +47,7 @@ def gptq(
     block: int | None = None,
     find_range: FindRange | None = None,
     by_size_of_inputs: bool = False,
-    span: int = 128,
+    span: int = 32,
     damping: float = 0.01,
 ) -> Quantized:
     """Weights on a grid, rounded so that the layer's outputs change least.
@@ -71,35 +71,36 @@ def gptq(
     """
     if (block is not None and block < 1) or span < 1 or damping < 0:
         raise RecipeError(f"block and span must be at least 1 and damping at least 0, got {block}, {span}, {damping}")
-    free: Floats = finite_float32(weights).astype(np.float64)
-    _check_moments(free.shape, moments)
-    rows, columns = free.shape
+    matrix: Floats = finite_float32(weights).astype(np.float64)
+    _check_moments(matrix.shape, moments)
+    rows, columns = matrix.shape
     width = block or max(columns, 1)
     order = _order(np.diag(moments), width) if by_size_of_inputs else np.arange(columns)
     factor = inverse_factor(moments[np.ix_(order, order)], damping)
-    free, codes = free[:, order], np.empty(free.shape, grid.storage)
-    scale, zero_point = scale_and_zero_point(np.zeros((rows, max(1, -(-columns // width)))), 0.0, grid)
+    free = np.ascontiguousarray(matrix.T[order])  # [k, out]: a column lies in one piece
+    whole = np.empty((columns, rows), np.float32)  # codes
+    scale, zero_point = scale_and_zero_point(np.zeros((max(1, -(-columns // width)), rows)), 0.0, grid)
     for start in range(0, columns, span):
         stop = min(start + span, columns)
-        errors = np.zeros((rows, stop - start))
+        errors = np.empty((stop - start, rows))
         for column in range(start, stop):
+            before = errors[: column - start]  # what columns of this span have left to those behind them
             number = order[column] // width
             if column == 0 or order[column - 1] // width != number:  # a block begins
                 last = column + min(width, columns - number * width)
-                by_then = free[:, column:last].copy()
-                by_then[:, stop - column :] -= errors @ factor[start:stop, stop : max(last, stop)]
-                ends = (find_range or _extremes_of_rows)(by_then.astype(np.float32), order[column:last])
-                scale[:, number], zero_point[:, number] = scale_and_zero_point(*ends, grid)
-            parameters = scale[:, number], zero_point[:, number]
-            codes[:, column] = codes_from(free[:, column], *parameters, grid, axis=0)
-            error = free[:, column] - dequantize(codes[:, column], *parameters, axis=0)
-            errors[:, column - start] = error / factor[column, column]
-            free[:, column:stop] -= np.outer(errors[:, column - start], factor[column, column:stop])
-        free[:, stop:] -= errors @ factor[start:stop, stop:]
-    codes = codes[:, np.argsort(order)]
+                by_then = free[column:last] - factor[start:column, column:last].T @ before
+                ends = (find_range or _extremes_of_rows)(by_then.T.astype(np.float32), order[column:last])
+                scale[number], zero_point[number] = scale_and_zero_point(*ends, grid)
+                step, offset = scale[number], zero_point[number].astype(np.float32)
+            values = free[column] - factor[start:column, column] @ before
+            whole[column] = round_to_codes(values.astype(np.float32), step, offset, grid)
+            errors[column - start] = (values - (whole[column] - offset) * step) / factor[column, column]
+        free[stop:] -= factor[start:stop, stop:].T @ errors
+    codes = stored(whole[np.argsort(order)].T, grid)
     if block is None:
-        return Quantized(codes, scale[:, 0], zero_point[:, 0], 0, None, grid)
-    return Quantized(codes, scale[:, : -(-columns // width)], zero_point[:, : -(-columns // width)], 1, block, grid)
+        return Quantized(codes, scale[0], zero_point[0], 0, None, grid)
+    blocks = -(-columns // width)
+    return Quantized(codes, scale[:blocks].T, zero_point[:blocks].T, 1, block, grid)
 
 
 def _order(seen: NDArray[np.floating], width: int) -> NDArray[np.intp]:  # [k] -> [k]

@@ -243,14 +243,23 @@ def codes_from(
         RecipeError: axis and block do not fit the shape.
     """
     values = np.asarray(array).astype(np.float32, copy=False)
-    offset = _spread(zero_point, values.shape, axis, block)
+    step, offset = (_spread(one, values.shape, axis, block) for one in (scale, zero_point))
+    return stored(round_to_codes(values, step, offset, grid), grid)
+
+
+def round_to_codes(values: Floats, scale: Floats, offset: Floats, grid: Grid) -> Floats:
+    """Codes as float32: of float32 values, by scales and zero points that broadcast with them."""
     with np.errstate(over="ignore"):  # a quotient too large for float32 saturates, as it should
-        codes = np.asarray(values / _spread(scale, values.shape, axis, block))
+        codes = np.asarray(values / scale)
     np.rint(codes, out=codes)
     codes += offset
-    np.clip(codes, grid.lowest, grid.highest, out=codes)
+    return np.clip(codes, grid.lowest, grid.highest, out=codes)
+
+
+def stored(codes: Floats, grid: Grid) -> Array:
+    """Whole numbers of a grid in its storage type, by way of int8: ten times as fast as from float to int4."""
     whole = codes.astype(f"{'' if grid.signed else 'u'}int{16 if grid.bits == 16 else 8}")
-    return whole.astype(grid.storage, copy=False)  # by way of int8, ten times as fast as from float to int4
+    return whole.astype(grid.storage, copy=False)
 
 
 def dequantize(
