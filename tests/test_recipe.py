@@ -53,7 +53,7 @@ TECHNIQUES = st.one_of(
     st.builds(
         Quantize,
         weight_bits=WIDTHS,
-        activation_bits=st.sampled_from([4, 8, 16]),
+        activation_bits=st.sampled_from([2, 3, 4, 8, 16]),
         activation_signed=st.booleans(),
         activation_symmetric=st.booleans(),
         range=RANGES,

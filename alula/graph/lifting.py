@@ -19,11 +19,12 @@ from alula.graph.model import Model
 from alula.graph.module_paths import free_path, hold
 from alula.graph.ops import host
 from alula.graph.ops.operators import OPERATORS, STATISTICS
-from alula.graph.ops.quantization import LIMITS, cast_codes, dequantize, fake_quantize
+from alula.graph.ops.quantization import LIMITS, cast_codes, code_limits, dequantize, fake_quantize
 
 MODEL: Final = "alula.model"  # what a lifted module's ``meta`` holds: the graph,
 NAMES: Final = "alula.names"  # the initializer by path of its parameter or buffer,
 CODES: Final = "alula.codes"  # the DequantizeLinear by path of the float weight behind it,
+SCALES: Final = "alula.scales"  # the paths of parameters that are scales of quantized tensors,
 ALSO: Final = "alula.also"  # and the tensors inside that are given out too
 NODE: Final = "alula.node"  # what a node of the module holds in its ``meta``: the name of the graph's own
 _GIVING_CODES: Final = frozenset(
@@ -45,6 +46,11 @@ class LiftedGraph(fx.GraphModule):
         """The initializer that each parameter and buffer came from, by path."""
         codes = {path: str(path) for path in self.meta[CODES]}
         return {**self.meta[NAMES], **codes}
+
+    @property
+    def scales(self) -> frozenset[str]:
+        """The paths of the parameters that are scales of quantized tensors."""
+        return frozenset(self.meta[SCALES])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the graph and the weights, and lifted again: generated code is not traced a second time."""
@@ -100,6 +106,8 @@ class Lift:
         self._codes: dict[str, str] = {}
         self._constants: dict[ir.Value, fx.Node] = {}
         self._statistics = set(_statistics(model.graph))
+        self._scales = set(_scales(model.graph)) - self._statistics
+        self._scale_paths: list[str] = []
 
     def module(self) -> LiftedGraph:
         """The module."""
@@ -115,6 +123,7 @@ class Lift:
         self._graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         module = LiftedGraph(self._root, self._graph)
         module.meta.update({MODEL: self._model, NAMES: self._names, CODES: self._codes, ALSO: self._also})
+        module.meta[SCALES] = tuple(self._scale_paths)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
@@ -176,7 +185,7 @@ class Lift:
         return self._graph.call_function(
             fake_quantize,
             (self._graph.get_attr(path), scale, *zero_point),
-            {**attributes, "limits": LIMITS[codes.dtype.name]},
+            {**attributes, "limits": code_limits(values[0], codes.dtype.name)},
         )
 
     def _add_on_host(self, node: ir.Node) -> bool:
@@ -264,7 +273,10 @@ class Lift:
         if value not in self._constants:
             name, tensor = str(value.name), to_torch(value.const_value.numpy())
             train = tensor.is_floating_point() and tensor.numel() > 1 and value not in self._statistics
-            self._constants[value] = self._hold(name, tensor, train=train)
+            is_scale = tensor.dtype == torch.float32 and value in self._scales
+            self._constants[value] = self._hold(name, tensor, train=train or is_scale)
+            if is_scale:
+                self._scale_paths.append(str(self._constants[value].target))
         return self._constants[value]
 
     def _hold(self, name: str, tensor: Tensor, *, train: bool, kept: bool = True) -> fx.Node:
@@ -283,6 +295,21 @@ def _statistics(graph: ir.Graph) -> Iterator[ir.Value]:
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is not None:
                 yield value
+
+
+def _scales(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Scales of quantized tensors, but for those of biases: these follow from the scales of what is multiplied."""
+    for node in graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "":
+            scale = node.inputs[1]
+            if scale is not None and not is_bias(node):
+                yield scale
+
+
+def is_bias(node: ir.Node) -> bool:
+    """Whether this is a DequantizeLinear of 32-bit codes that stand in the graph."""
+    codes = node.inputs[0]
+    return node.op_type == "DequantizeLinear" and codes is not None and codes.dtype == ir.DataType.INT32
 
 
 def _limits(node: ir.Node) -> tuple[int, int]:

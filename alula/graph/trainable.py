@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from alula.errors import ModelError, at
 from alula.graph.editing import Editor
-from alula.graph.lifting import CODES, MODEL, NAMES, Lift, LiftedGraph, attributes_of, to_torch
+from alula.graph.lifting import CODES, MODEL, NAMES, Lift, LiftedGraph, attributes_of, is_bias, to_torch
 from alula.graph.model import Model
-from alula.graph.ops.quantization import LIMITS, quantize
+from alula.graph.ops.quantization import code_limits, quantize
+from alula.numerics.grids import bias_scale
 
 
 def trainable(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
@@ -26,7 +27,9 @@ def trainable(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
     Floating-point initializers of more than one element are parameters, running statistics of batch normalisations
     are buffers; ``module.initializer_names`` tells which initializer each came from, where a name could not be kept.
     In ``train()`` batch normalisations use and update batch statistics; in ``eval()`` the module computes what the
-    graph computes. Weights held as int8 or int4 codes are float parameters behind fake quantization.
+    graph computes. Weights held as int8 or int4 codes are float parameters behind fake quantization. Scales of
+    quantized tensors are parameters too, listed in ``module.scales``; their gradient is that of learned step sizes
+    (Esser et al. 2020, "Learned step size quantization", equation 3).
 
     Args:
         model: the graph.
@@ -54,6 +57,8 @@ def restored(module: nn.Module) -> Model:
     for path, name in lifted.meta[NAMES].items():
         with at(name):
             _write(editor, name, _to_numpy(state[path]))
+    if lifted.scales:
+        _tie_biases(editor, Editor(model.edit()))
     for path, name in lifted.meta[CODES].items():
         with at(path):
             _write_codes(editor, editor.node(name), state[path])
@@ -96,8 +101,33 @@ def _write_codes(editor: Editor, node: ir.Node, weight: Tensor) -> None:
     attributes = attributes_of(node)
     if not torch.isfinite(weight).all():
         raise ModelError("holds NaN or infinity after training; lower the learning rate")
-    made = quantize(weight, *values, **attributes, limits=LIMITS[codes.dtype.name])
+    limits = code_limits(to_torch(editor.array(str(codes.name))), codes.dtype.name)
+    made = quantize(weight, *values, **attributes, limits=limits)
     _write(editor, str(codes.name), made.numpy())
+
+
+def _tie_biases(editor: Editor, old: Editor) -> None:
+    """Let the scale of a bias of codes be the product of those of input and weight again: kernels take it for that."""
+    for node in editor.graph:
+        names = _scale_names(node)
+        if names is None:
+            continue
+        *factors, bias = names
+        if np.array_equal(old.array(bias), bias_scale(*map(old.array, factors))):
+            _write(editor, bias, bias_scale(*map(editor.array, factors)))
+
+
+def _scale_names(node: ir.Node) -> tuple[str, str, str] | None:
+    """The scales of input, weight and bias of a node that reads codes of all three, or None."""
+    sources = [None if value is None else value.producer() for value in node.inputs]
+    made = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+    scales = [source.inputs[1] for source in made]
+    if len(sources) != 3 or len(made) != 3 or not is_bias(made[2]):
+        return None
+    if any(scale is None or not scale.is_initializer() for scale in scales):
+        return None
+    first, second, third = (str(scale.name) for scale in scales)  # type: ignore[union-attr]
+    return first, second, third
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

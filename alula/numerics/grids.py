@@ -33,6 +33,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 _WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8, 16)
 _LARGEST: Final = float(np.finfo(np.float32).max)
+_LARGEST_SUM_SCALE: Final = 1e36  # times the largest code is still a float32
 _SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -160,6 +161,12 @@ def scale_and_zero_point(minimum: ArrayLike, maximum: ArrayLike, grid: Grid) -> 
         reach = np.maximum(grid.highest - zero_point, zero_point - grid.lowest)
     finite = np.nextafter((_LARGEST / reach).astype(np.float32), np.float32(0))
     return np.asarray(np.minimum(scale, finite)), np.asarray(zero_point.astype(grid.storage))
+
+
+def bias_scale(input_scale: ArrayLike, weight_scale: ArrayLike) -> Floats:
+    """The scale of the sums that a layer's products come to, on whose grid its bias is added: the product of both."""
+    product = np.asarray(input_scale, np.float64) * np.asarray(weight_scale, np.float64)
+    return np.asarray(np.clip(product, _SMALLEST_NORMAL, _LARGEST_SUM_SCALE).astype(np.float32))
 
 
 def extremes(array: ArrayLike, *, axis: int | None = None, block: int | None = None) -> tuple[Floats, Floats]:

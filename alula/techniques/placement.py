@@ -18,6 +18,7 @@ from alula.graph.model import Model
 PASSING = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})  # values are only moved
 JOINING = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool"})  # values are combined
 ABSORBED = frozenset({"Relu", "Clip"})  # done by the saturation of the codes behind them
+FOLDED = frozenset({"BatchNormalization"})  # becomes part of the layer before it, after training perhaps
 STATIC = frozenset({"Conv", "Gemm", "MatMul"})
 
 
@@ -123,14 +124,21 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _result(node: ir.Node) -> ir.Value:
-    """The tensor behind a node, beyond an activation that the codes' saturation does."""
-    output = node.outputs[0]
+    """The tensor behind a node, beyond a normalisation that it can take up and an activation that saturation does."""
+    if node.op_type in PASSING:
+        return node.outputs[0]
+    output = _beyond(node.outputs[0], FOLDED) if node.op_type in STATIC else node.outputs[0]
+    return _beyond(output, ABSORBED)
+
+
+def _beyond(output: ir.Value, kinds: frozenset[str]) -> ir.Value:
+    """What the only reader of a tensor makes of it, if it is one of these kinds and reads constants beside it."""
     uses = list(output.uses())
-    if len(uses) != 1 or output.is_graph_output() or node.op_type in PASSING:
+    if len(uses) != 1 or output.is_graph_output():
         return output
     follower = uses[0].node
     constant = all(value is None or value.is_initializer() for value in follower.inputs[1:])
-    absorbed = follower.op_type in ABSORBED and constant and follower.graph is node.graph
+    absorbed = follower.op_type in kinds and constant and follower.graph is output.graph
     return follower.outputs[0] if absorbed else output
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from alula.errors import RecipeError, at
-from alula.graph.editing import Editor, like, set_input
+from alula.graph.editing import Editor
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request, Statistics
@@ -18,13 +17,12 @@ from alula.numerics.correction import expected_error_bias
 from alula.numerics.grids import Floats, Grid, Quantized, codes_from, finite_float32, scale_and_zero_point
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
-from alula.techniques.folding import set_bias
+from alula.techniques.biases import alpha_of, put_bias
+from alula.techniques.pairs import Parameters, insert_pair, parameters_of, source_of
 from alula.techniques.placement import STATIC, Placement, place
 from alula.techniques.smoothing import Readers, factors_for, scale_rows, smoothable, smoothed_range
 from alula.techniques.technique import Context, other_type
 from alula.techniques.weights import put_codes
-
-Parameters: TypeAlias = tuple[Floats, np.ndarray]  # scale and zero point, both of shape ()
 
 _BIAS_LIMIT = 2.0**30  # codes of a bias are int32; half of its range leaves room for the sum it starts
 _LARGEST_SCALE = 1e36  # times the largest code is still a float32
@@ -37,7 +35,7 @@ class Quantize:
 
     Attributes:
         weight_bits: 2 to 8; symmetric codes around 0, per output channel if ``per_channel``.
-        activation_bits: 4, 8 or 16, the widths that QuantizeLinear saturates at; one scale per tensor.
+        activation_bits: 2 to 8, or 16; one scale per tensor. Fewer than 8 are simulated, by clipped codes of 8 bits.
         activation_signed: int8 instead of uint8. On x86 the pair uint8 x int8 runs up to 4x as fast.
         activation_symmetric: the zero point is the middle code.
         range: how the range of an activation is found: MinMax, Percentile, MeanSquaredError or Entropy.
@@ -48,7 +46,7 @@ class Quantize:
             activation, 1 all to the weight (SmoothQuant, Xiao et al. 2022); None does not. Costs a multiplication.
         products: also quantize matrix products of two activations (attention); operands of both signs are int8 with
             zero point 0, since kernels take no offset on the right.
-        outputs: quantize what layers give, not only what they take (see ``placement.place``).
+        outputs: quantize what layers give, not only what they take (see ``placement.place``); not below 8 bits.
     """
 
     weight_bits: int = 8
@@ -66,8 +64,8 @@ class Quantize:
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
             raise RecipeError(f"weight_bits must be 2 to 8, got {self.weight_bits}")
-        if self.activation_bits not in {4, 8, 16}:
-            raise RecipeError(f"activation_bits must be 4, 8 or 16, got {self.activation_bits}")
+        if self.activation_bits not in {2, 3, 4, 5, 6, 7, 8, 16}:
+            raise RecipeError(f"activation_bits must be 2 to 8, or 16, got {self.activation_bits}")
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise RecipeError(f"smoothing must be 0 to 1, or None, got {self.smoothing}")
 
@@ -98,7 +96,7 @@ class Quantize:
         if not placement.nodes:
             raise RecipeError(_nothing_to_do(obstacles))
         editor = Editor(model.edit())
-        known = {tensor: pair for tensor in placement.readers if (pair := _parameters_of(editor, tensor)) is not None}
+        known = {tensor: pair for tensor in placement.readers if (pair := parameters_of(editor, tensor)) is not None}
         factors = self._factors(editor, smoothable(placement, layers, known), context.statistics)
         ranges = {tensor: smoothed_range(tensor, by, context.statistics) for tensor, by in factors.items()}
         scales = self._scales(placement, context.statistics, known, ranges)
@@ -111,7 +109,8 @@ class Quantize:
                 self._quantize_layer(editor, layer, scale, means)
         for tensor in placement.readers:
             if tensor not in known:
-                _insert_pair(editor, tensor, scales[placement.root(tensor)], placement, factors.get(tensor))
+                pair = scales[placement.root(tensor)]
+                insert_pair(editor, tensor, pair, placement, factors=factors.get(tensor), bits=self.activation_bits)
         notes = [Note(layer.name, f"stays in float: {reason}") for layer, reason in obstacles.items()]
         if self.per_channel:
             notes += [Note(layer.name, "one scale for all matrices: no kernel takes more") for layer in layers
@@ -119,7 +118,8 @@ class Quantize:
         return model.edited(_current(editor.model), notes)
 
     def _place(self, model: Model, layers: Sequence[Layer]) -> Placement:
-        return place(model, layers, products=self.products, outputs=self.outputs)
+        outputs = self.outputs and self.activation_bits >= 8  # no kernel computes with fewer
+        return place(model, layers, products=self.products, outputs=outputs)
 
     @property
     def _activation_grid(self) -> Grid:
@@ -148,7 +148,9 @@ class Quantize:
                 low, high = ranges.get(tensor, (seen.minimum, seen.maximum))
                 if tensor not in ranges and not isinstance(self.range, MinMax):
                     low, high = self.range.range(*seen.sample(), grid)
-                found[tensor] = scale_and_zero_point(low, high, grid)
+                scale, zero_point = scale_and_zero_point(low, high, grid)
+                held = grid.storage if grid.bits >= 8 else f"{'' if grid.signed else 'u'}int8"
+                found[tensor] = scale, zero_point.astype(held)
         return found
 
     def _quantize_layer(
@@ -163,10 +165,11 @@ class Quantize:
             error = error if layer.output_axis == 0 else np.moveaxis(error, layer.output_axis, 0)
             shift = expected_error_bias(error, input_means, groups=layer.groups)
             if bias is not None or np.abs(shift).max(initial=0.0) > 0:
-                bias = (np.zeros_like(shift) if bias is None else bias) - shift * _alpha(node)
+                bias = (np.zeros_like(shift) if bias is None else bias) - shift * alpha_of(node)
         put_codes(editor, layer, quantized)
         if bias is not None:
-            _quantize_bias(editor, layer, bias, quantized, input_scale)
+            base = layer.bias or f"{layer.weight.removesuffix('.weight')}.bias"
+            put_bias(editor, node, base, bias, (input_scale, quantized.scale))
 
     def _quantize_weight(
         self, weight: np.ndarray, layer: Layer, bias: np.ndarray | None, input_scale: Floats
@@ -218,7 +221,7 @@ def _channel_axis(layer: Layer) -> int:
 
 def _input_means(editor: Editor, layer: Layer, statistics: Statistics, factors: np.ndarray | None) -> np.ndarray | None:
     """Mean of each channel of what the layer reads, after smoothing; None where it was not collected."""
-    source = _source(editor, layer.input)
+    source = source_of(editor, layer.input)
     seen = statistics[source].channels.get(_channel_axis(layer)) if source in statistics else None
     means = None if seen is None else seen.mean
     return means if means is None or factors is None else means / factors
@@ -229,94 +232,6 @@ def _takes_bias(node: ir.Node, layer: Layer) -> bool:
     computed = layer.bias is None and len(node.inputs) > 2 and node.inputs[2] is not None
     counts = float(node.attributes.get_float("beta", 1.0)) != 0.0
     return layer.operator in {"Conv", "Gemm"} and counts and not computed
-
-
-def _alpha(node: ir.Node) -> float:
-    """What the product of a Gemm weighs, as a multiple of its bias."""
-    return float(node.attributes.get_float("alpha", 1.0)) / float(node.attributes.get_float("beta", 1.0))
-
-
-def _quantize_bias(editor: Editor, layer: Layer, bias: np.ndarray, quantized: Quantized, input_scale: Floats) -> None:
-    """The bias as int32 on the grid of the sums it joins: scale = scale of input x scale of weight."""
-    node = editor.node(layer.name)
-    wanted = np.float64(input_scale) * quantized.scale.astype(np.float64)
-    scale = np.clip(wanted, _NORMAL, _LARGEST_SCALE).astype(np.float32)
-    exact = bool(((wanted >= _NORMAL) & (wanted <= _LARGEST_SCALE)).all())
-    joins = exact and _alpha(node) == 1.0 and bias.ndim == 1 and scale.size in {1, bias.size}
-    if not joins or (np.abs(bias) > wanted * (2**31 - 1)).any():
-        set_bias(editor, node, layer, bias.astype(np.float32))
-        return
-    codes = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
-    base = layer.bias or f"{layer.weight.removesuffix('.weight')}.bias"
-    inputs = [editor.constant(f"{base}.codes", codes), editor.constant(f"{base}.scale", scale)]
-    dequantized = editor.insert("DequantizeLinear", inputs, f"{base}.dequantized", before=node, attributes={"axis": 0})
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    node.replace_input_with(2, dequantized.outputs[0])
-    if layer.bias is not None:
-        editor.drop_constant(layer.bias)
-
-
-def _pair_behind(editor: Editor, tensor: str) -> tuple[ir.Node, ir.Node] | None:
-    """The QuantizeLinear and DequantizeLinear that an earlier step left behind a tensor, given what comes after."""
-    real = editor.value(tensor).producer()
-    coded = real.inputs[0].producer() if real is not None and real.op_type == "DequantizeLinear" else None  # type: ignore[union-attr]
-    return (coded, real) if real is not None and coded is not None and coded.op_type == "QuantizeLinear" else None
-
-
-def _parameters_of(editor: Editor, tensor: str) -> Parameters | None:
-    """Scale and zero point of a tensor that an earlier step quantized."""
-    pair = _pair_behind(editor, tensor)
-    if pair is None:
-        return None
-    scale, zero_point = (editor.array(str(value.name)) for value in pair[1].inputs[1:3])  # type: ignore[union-attr]
-    return scale, zero_point
-
-
-def _source(editor: Editor, tensor: str) -> str:
-    """The name that statistics know a tensor by, which an earlier step may have quantized."""
-    pair = _pair_behind(editor, tensor)
-    if pair is None or not tensor.endswith(".dequantized"):
-        return tensor  # an output of the graph kept its name
-    return str(pair[0].inputs[0].name)  # type: ignore[union-attr]
-
-
-def _insert_pair(
-    editor: Editor, tensor: str, parameters: Parameters, placement: Placement, factors: np.ndarray | None
-) -> None:
-    """QuantizeLinear and DequantizeLinear behind a tensor, for those that read its codes."""
-    value = editor.value(tensor)
-    readers = [use.node for use in value.uses()]
-    if tensor not in placement.everywhere:
-        readers = [node for node in readers if str(node.name) in placement.readers[tensor]]
-    exported = tensor in placement.everywhere and value.is_graph_output()
-    constants = [
-        editor.constant(f"{tensor}.scale", parameters[0]),
-        editor.constant(f"{tensor}.zero_point", parameters[1]),
-    ]
-    source, producer = value, value.producer()
-    if factors is not None:
-        shrink = editor.constant(f"{tensor}.smoothing", (1.0 / factors).astype(np.float32))
-        producer = editor.insert("Mul", [value, shrink], f"{tensor}.smooth", after=producer)
-        source = producer.outputs[0]
-    coded = editor.insert("QuantizeLinear", [source, *constants], f"{tensor}.codes", after=producer)
-    real = editor.insert("DequantizeLinear", [coded.outputs[0], *constants], f"{tensor}.dequantized", after=coded)
-    for node in readers:
-        set_input(node, value, real.outputs[0])
-    if exported:
-        _export_instead(editor, value, real.outputs[0])
-
-
-def _export_instead(editor: Editor, value: ir.Value, other: ir.Value) -> None:
-    """Let a graph output be another tensor, under the same name."""
-    name = str(value.name)
-    like(other, value)
-    outputs = editor.graph.outputs
-    for index, output in enumerate(outputs):
-        if output is value:
-            outputs[index] = other
-    editor.rename(value, f"{name}.float")
-    editor.rename(other, name)
 
 
 def _current(model: ir.Model) -> ir.Model:

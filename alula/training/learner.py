@@ -23,6 +23,7 @@ from alula.training.checkpoint import optimiser_state, restore_optimiser
 from alula.training.gradual import is_matrix
 from alula.training.loss import Loss
 from alula.training.modules import feeds_of, find_nonfinite, in_bfloat16, inside, lifted, named_outputs
+from alula.training.scales import ScaleSteps
 from alula.training.training import Training, learning_rate_at
 
 MOMENTUM: Final = 0.9
@@ -50,7 +51,9 @@ class Learner:
         self.share = (self._accelerator.process_index, self._accelerator.num_processes)
         self._also = inside(model, sorted(loss.needs().student))
         self._lifted = lifted(model, self._also).to(self.device)
-        self.parameters = select_parameters(self._lifted, training.freeze)
+        chosen = select_parameters(self._lifted, training)
+        scales = {self._lifted.initializer_names[path] for path in self._lifted.scales}
+        self.parameters = [(name, parameter) for name, parameter in chosen if name not in scales]
         self._masks = zero_masks(self.parameters) if training.keep_zeros else {}
         if training.gradual is not None:
             training.gradual.check(name for name, _ in self.parameters)
@@ -58,6 +61,7 @@ class Learner:
         self._projections = self._project(first, told or {})
         self._module = self._accelerator.prepare(self._lifted)
         self._optimiser = make_optimiser([*self.parameters, *self._projections.named_parameters()], training)
+        self._scale_steps = ScaleSteps([one for name, one in chosen if name in scales], training.scale_rate)
         self._bfloat16 = in_bfloat16(training.precision, self.device)
 
     def _project(self, first: Batch, told: Mapping[str, Tensor]) -> nn.ModuleDict:
@@ -91,10 +95,13 @@ class Learner:
         Raises:
             Diverged: the loss is not finite; nothing was changed.
         """
+        rate = learning_rate_at(step, steps, self._training)
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, steps, self._training)
+            group["lr"] = rate
+        self._scale_steps.rate = rate / self._training.learning_rate * self._training.scale_rate
         self._set_mode()
         self._optimiser.zero_grad(set_to_none=True)
+        self._scale_steps.zero_grad(set_to_none=True)
         parts = list(_parts(batch, told, self._training.accumulate))
         total = 0.0
         for number, (part, teaching) in enumerate(parts, 1):
@@ -104,6 +111,7 @@ class Learner:
         if self._training.clip is not None:
             self._accelerator.clip_grad_norm_([one for _, one in self.parameters], self._training.clip)
         self._optimiser.step()
+        self._scale_steps.step()
         gradual = self._training.gradual
         if gradual is not None and gradual.chooses_at(step + 1, steps):
             weights = {name: parameter.detach().cpu().numpy() for name, parameter in self.parameters}
@@ -166,6 +174,7 @@ class Learner:
             "module": self._lifted.state_dict(),
             "projections": self._projections.state_dict(),
             "optimiser": optimiser_state(self._optimiser),
+            "scales": optimiser_state(self._scale_steps),
         }
         if self._average is not None:
             state["average"] = self._average.state_dict()
@@ -176,13 +185,14 @@ class Learner:
         self._lifted.load_state_dict(state["module"])
         self._projections.load_state_dict(state.get("projections", {}))
         restore_optimiser(self._optimiser, state.get("optimiser", {}))
+        restore_optimiser(self._scale_steps, state.get("scales", {}))
         if self._training.gradual is not None:
             self._masks |= zero_masks(self.parameters)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
 
 
-def select_parameters(module: LiftedGraph, freeze: Sequence[str]) -> list[tuple[str, nn.Parameter]]:
+def select_parameters(module: LiftedGraph, training: Training) -> list[tuple[str, nn.Parameter]]:
     """The parameters that are trained, by initializer; the others lose their gradient.
 
     Raises:
@@ -190,14 +200,16 @@ def select_parameters(module: LiftedGraph, freeze: Sequence[str]) -> list[tuple[
         ModelError: weights are in half precision.
     """
     names = module.initializer_names
-    for pattern in freeze:
+    for pattern in training.freeze:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
             raise RecipeError(f"freeze pattern {pattern!r} matches none of {', '.join(list(names.values())[:6])}, ...")
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     chosen = []
     for path, parameter in module.named_parameters():
         name = names.get(path, path)
-        parameter.requires_grad_(path in read and not any(fnmatchcase(name, pattern) for pattern in freeze))
+        is_fixed = path in module.scales and not training.scale_rate
+        frozen = is_fixed or any(fnmatchcase(name, pattern) for pattern in training.freeze)
+        parameter.requires_grad_(path in read and not frozen)
         if parameter.requires_grad:
             chosen.append((name, parameter))
     half = next((name for name, parameter in chosen if parameter.dtype in (torch.float16, torch.bfloat16)), None)
@@ -217,7 +229,6 @@ def make_optimiser(parameters: Parameters, training: Training) -> torch.optim.Op
         {"params": [one for _, one in parameters if is_matrix(one.shape)], "weight_decay": training.weight_decay},
         {"params": [one for _, one in parameters if not is_matrix(one.shape)], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
     if training.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=MOMENTUM, nesterov=True)
     return torch.optim.AdamW(groups, lr=training.learning_rate)

@@ -40,6 +40,9 @@ class Training:
         freeze: patterns of initializers that stay as they are.
         keep_zeros: weights that are zero stay zero, so that what was pruned stays pruned; but not in weights that are
             zero altogether.
+        scale_rate: the highest relative change of the scale of a quantized tensor in one step, on the same schedule as
+            the learning rate (:mod:`alula.training.scales`); 0: they stay as they are. The weights of a quantized graph
+            are trained on their grid in any case.
         gradual: how weights become zero while the others are trained; None: none do.
         batch_statistics: batch normalisations train as such; False: they compute with their running statistics.
         patience: epochs without a better score after which training stops; None: all are trained.
@@ -60,6 +63,7 @@ class Training:
     clip: float | None = None
     freeze: tuple[str, ...] = ()
     keep_zeros: bool = True
+    scale_rate: float = 1e-3
     gradual: Gradual | None = None
     batch_statistics: bool = True
     patience: int | None = None
@@ -87,6 +91,7 @@ class Training:
             ),
             ("precision", "auto, float32 or bfloat16", self.precision in ("auto", "float32", "bfloat16")),
             ("averaging", "at least 0 and below 1", 0 <= self.averaging < 1),
+            ("scale_rate", "at least 0 and below 1", 0 <= self.scale_rate < 1),
             ("clip", "above 0, or None", self.clip is None or self.clip > 0),
             (
                 "patience",

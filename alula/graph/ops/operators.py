@@ -33,8 +33,6 @@ OPERATORS: Final[dict[str, Callable[..., Any]]] = {name: op for file in _FILES f
 STATISTICS: Final = {  # inputs that are statistics, grids, masks or tables of positions, not weights
     "Attention": (3,),
     "BatchNormalization": (3, 4),
-    "DequantizeLinear": (1,),
     "OneHot": (2,),
-    "QuantizeLinear": (1,),
     "RotaryEmbedding": (1, 2),
 }

@@ -29,6 +29,25 @@ LIMITS: Final = {
 }  # fmt: skip  (least and greatest code by ONNX's name of the type)
 
 
+def code_limits(codes: Tensor, type_name: str) -> tuple[int, int]:
+    """Least and greatest code of the grid that the codes of a weight are on, which may be narrower than their type.
+
+    Runtimes read 2, 3 or 5 bits as int4 or int8; the width is that of the widest code. Where the least code of a signed
+    type is not used, it stays unused: grids with as many steps below zero as above, and three values, are kept.
+
+    >>> [code_limits(torch.tensor(codes), "INT8") for codes in ([-4, 3], [-3, 2], [-1, 0, 1], [127, -5])]
+    [(-4, 3), (-3, 3), (-1, 1), (-127, 127)]
+    """
+    low, high = LIMITS[type_name]
+    if high > LIMITS["UINT8"][1] or codes.numel() == 0:
+        return low, high
+    least, most = int(codes.min()), int(codes.max())
+    bits = next(bits for bits in range(1, 9) if most < 2**bits and least >= -(2**bits))
+    if low == 0:
+        return 0, 2**bits - 1
+    return -(2**bits) if least == -(2**bits) else 1 - 2**bits, 2**bits - 1
+
+
 def round_straight(x: Tensor) -> Tensor:
     """Rounded to the nearest whole number, halves to even; its gradient is that of x."""
     return x + (torch.round(x) - x).detach()

@@ -1,0 +1,51 @@
+"""A constant that stands in the graph as codes: the DequantizeLinear that reads it, and its arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from alula.graph.editing import Editor
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Codes, scale and zero point by name of initializer, and the node that makes real numbers of them."""
+
+    node: ir.Node
+    codes: str
+    scale: str
+    zero_point: str | None
+
+    @property
+    def axis(self) -> int:
+        """The axis that scales belong to, or along which blocks lie."""
+        return int(self.node.attributes.get_int("axis", 1))
+
+    @property
+    def block(self) -> int:
+        """Elements that share a scale along the axis; 0: all of them."""
+        return int(self.node.attributes.get_int("block_size", 0))
+
+    def values(self, editor: Editor) -> np.ndarray:
+        """The real numbers, float32; of one scale, or of one per slice of the axis."""
+        codes, scale = editor.array(self.codes).astype(np.float32), editor.array(self.scale)
+        offset = np.float32(0) if self.zero_point is None else editor.array(self.zero_point).astype(np.float32)
+        shape = [-1 if index == self.axis % max(codes.ndim, 1) else 1 for index in range(codes.ndim)]
+        step, zero = (np.reshape(one, shape if np.ndim(one) else ()) for one in (scale, offset))
+        values: np.ndarray = (codes - zero) * step
+        return values
+
+
+def coded(value: ir.Value | None) -> Coded | None:
+    """The codes behind a tensor, where a DequantizeLinear of constants makes it."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+        return None
+    inputs = list(node.inputs)
+    if any(one is None or not one.is_initializer() for one in inputs):
+        return None
+    codes, scale, *rest = (str(one.name) for one in inputs)  # type: ignore[union-attr]
+    return Coded(node, codes, scale, rest[0] if rest else None)
