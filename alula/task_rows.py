@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from alula.errors import DataError
+from alula.graph.ending import ending_of
 from alula.graph.model import Model, TensorSpec
 from alula.numerics.metrics import Metric
 
@@ -286,8 +287,4 @@ def class_count(metric: Metric, shape: Sequence[int], label_axes: int) -> int:
 
 def is_probability(model: Model, output: str) -> bool:
     """Whether the output comes out of a Sigmoid, possibly reshaped or cast after it."""
-    node = next(value for value in model.graph.outputs if value.name == output).producer()
-    while node is not None and node.op_type in {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}:
-        source = node.inputs[0]
-        node = None if source is None else source.producer()
-    return node is not None and node.op_type == "Sigmoid"
+    return ending_of(model, output) == "Sigmoid"

@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="do rows anew that are done")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, default=WORK, help="where the state of trainings is kept")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alula").setLevel(logging.WARNING)
@@ -154,7 +155,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.networks:
         case = CASES[name] if arguments.epochs is None else _shortened(CASES[name], arguments.epochs)
-        work = WORK / name if arguments.out == RESULTS else arguments.out / name
+        work = arguments.work / name
         path = arguments.out / f"distillation_losses_{name}.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         wanted = [(method, seed) for seed in range(min(arguments.seeds, case.seeds)) for method in arguments.methods]

@@ -154,6 +154,8 @@ def multiply_general(axes: Axes, node: ir.Node) -> None:
     axes.tie(left[1], right[0])
     axes.tie(left[0], axes.of(made)[0])
     axes.tie(right[1], axes.of(made)[1])
+    if a.const_value is None and b.const_value is None:
+        axes.contract(left[1], a, b)
     if bias and bias[0] is not None:
         tie_broadcast(axes, bias[0], made)
 
@@ -217,7 +219,8 @@ def reduce(axes: Axes, node: ir.Node) -> None:
     if chosen is None and len(node.inputs) > 1 and node.inputs[1] is not None:
         keep_all(axes, node)
         return
-    gone = {axis % rank for axis in chosen} if chosen else set(range(rank))
+    nothing = not chosen and bool(node.attributes.get_int("noop_with_empty_axes", 0))
+    gone = {axis % rank for axis in chosen} if chosen else set() if nothing else set(range(rank))
     for axis in gone:
         if node.op_type in _SUMS:
             axes.contract(axes.of(x)[axis], x)

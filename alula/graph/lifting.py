@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -112,7 +113,7 @@ class Lift:
     def module(self) -> LiftedGraph:
         """The module."""
         for value in self._model.graph.inputs:
-            self._env[value] = self._graph.placeholder(_identifier(str(value.name)))
+            self._env[value] = self._graph.placeholder(self._argument_name(str(value.name)))
         self._root.register_buffer("_anchor", torch.zeros(0), persistent=False)
         self._root.add_module("_mode", Mode())
         for node in self._model.graph:
@@ -127,6 +128,14 @@ class Lift:
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+    def _argument_name(self, name: str) -> str:
+        """What an input is called in the generated code, by which it may be given too."""
+        taken = {node.target for node in self._graph.nodes} | {"self", "torch"}
+        text = _identifier(name)
+        while text in taken or keyword.iskeyword(text):
+            text += "_"
+        return text
 
     def _output(self, value: ir.Value) -> fx.Node:
         """An output of the graph; codes leave it as the whole numbers that they are."""

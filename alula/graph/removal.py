@@ -196,7 +196,10 @@ class _Removal:
                 starts[number] = int(kept[: run.start].sum())
                 ends[number] = starts[number] + int(kept[run].sum())
         for index, bounds in ((1, starts), (2, ends)):
-            constant = self._editor.constant(f"{node.name}.bounds", np.array(bounds, np.int64))
+            before = node.inputs[index]
+            narrow = before is not None and before.dtype == ir.DataType.INT32
+            kind = np.int32 if narrow else np.int64  # the same for all inputs of a node
+            constant = self._editor.constant(f"{node.name}.bounds", np.array(bounds, kind))
             node.replace_input_with(index, constant)
 
     def _follow_pad(self, node: ir.Node) -> None:

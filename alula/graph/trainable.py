@@ -52,7 +52,7 @@ def restored(module: nn.Module) -> Model:
     """
     lifted = _lifted(module)
     model: Model = lifted.meta[MODEL]
-    state = {_bare(key): value.detach().cpu() for key, value in module.state_dict().items()}
+    state = {key: value.detach().cpu() for key, value in lifted.state_dict().items()}  # wrappers share these tensors
     editor = Editor(model.edit())
     for path, name in lifted.meta[NAMES].items():
         with at(name):
@@ -71,14 +71,6 @@ def _lifted(module: nn.Module) -> LiftedGraph:
     if found is None:
         raise ModelError(f"{type(module).__name__} was not lifted from a graph; use trainable(model)")
     return found
-
-
-def _bare(key: str) -> str:
-    """The path of a parameter without what wrappers put before it."""
-    for prefix in ("module.", "_orig_mod."):
-        while key.startswith(prefix):
-            key = key.removeprefix(prefix)
-    return key
 
 
 def _write(editor: Editor, name: str, after: np.ndarray) -> None:

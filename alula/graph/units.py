@@ -95,7 +95,7 @@ def readers_of(model: Model, coupling: Coupling) -> tuple[Reader, ...]:
     return tuple(
         Reader(layers[0], _columns(layers[0], member))
         for member, layers in _reading(model, coupling)
-        if _obstacle(layers) is None
+        if _obstacle(model, layers) is None
     )
 
 
@@ -104,7 +104,7 @@ def other_readers_of(model: Model, coupling: Coupling) -> dict[str, str]:
     return {
         layer.name: reason
         for _, layers in _reading(model, coupling)
-        if (reason := _obstacle(layers)) is not None
+        if (reason := _obstacle(model, layers)) is not None
         for layer in layers
     }
 
@@ -117,9 +117,12 @@ def _reading(model: Model, coupling: Coupling) -> Iterator[tuple[Member, list[La
             yield member, layers
 
 
-def _obstacle(layers: Sequence[Layer]) -> str | None:
+def _obstacle(model: Model, layers: Sequence[Layer]) -> str | None:
     if len(layers) > 1:
         return f"its weight is shared by {', '.join(layer.name for layer in layers[:3])}"
+    weight = model.graph.initializers[layers[0].weight]
+    if len(weight.uses()) > 1 or weight.is_graph_output():
+        return "something that is no layer reads its weight too"
     return no_matrix(layers[0])
 
 

@@ -23,6 +23,8 @@ from alula.errors import RecipeError
 
 Floats = NDArray[np.float64]
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -43,13 +45,27 @@ class Limits:
         >>> Limits(least=0.5, multiple=4).removable(5, 16), Limits(least=0.5, multiple=4).removable(15, 16)
         (4, 8)
         """
-        stay = max(size - count, math.ceil(self.least * size), 1)
+        stay = max(size - count, rounded_up(self.least * size), 1)
         return max(0, size - math.ceil(stay / self.multiple) * self.multiple)
+
+
+def rounded_down(count: float) -> int:
+    """A count that a share gives, as a whole number: 0.29 of 100 are a little less than 29 in binary.
+
+    >>> rounded_down(0.29 * 100), rounded_up(0.07 * 100)
+    (29, 7)
+    """
+    return math.floor(count + _ROUNDING)
+
+
+def rounded_up(count: float) -> int:
+    """The whole number above a count that a share gives, or the count itself."""
+    return math.ceil(count - _ROUNDING)
 
 
 def count_uniformly(importances: Sequence[Floats], amount: float, limits: Limits) -> list[int]:
     """The same share of each coupling."""
-    return [limits.removable(math.floor(amount * len(one)), len(one)) for one in importances]
+    return [limits.removable(rounded_down(amount * len(one)), len(one)) for one in importances]
 
 
 def count_globally(importances: Sequence[Floats], amount: float, limits: Limits) -> list[int]:
@@ -62,7 +78,7 @@ def count_globally(importances: Sequence[Floats], amount: float, limits: Limits)
     relative = np.concatenate([relative_importance(one) for one in importances])
     standing = np.concatenate([np.argsort(np.argsort(one, kind="stable")) / len(one) for one in importances])
     owners = np.repeat(np.arange(len(importances)), [len(one) for one in importances])
-    least = np.lexsort((standing, relative))[: math.floor(amount * len(relative))]
+    least = np.lexsort((standing, relative))[: rounded_down(amount * len(relative))]
     counts = np.bincount(owners[least], minlength=len(importances))
     return [limits.removable(int(count), len(one)) for count, one in zip(counts, importances, strict=True)]
 

@@ -111,21 +111,29 @@ def summed_harms(rungs: Rungs, importance: np.ndarray, *, relative: bool) -> np.
 
 
 def measured_harms(model: Model, smaller: Iterable[Model], batches: Sequence[Feeds]) -> np.ndarray:  # -> [rungs]
-    """How far the first output moves in each smaller graph, relative to its size: |y' - y|^2 / |y|^2 over all batches.
+    """How far the outputs move in each smaller graph: the mean over outputs y of |y' - y|^2 / |y|^2 over all batches.
 
     Args:
         model: the graph.
         smaller: the graph at each rung.
         batches: what the outputs are compared on.
     """
-    name = model.outputs[0].name
-    wanted = [model.run(feeds)[name].astype(np.float64) for feeds in batches]
-    size = sum(float((y**2).sum()) for y in wanted) or 1.0
+    names = [spec.name for spec in model.outputs if np.issubdtype(spec.dtype, np.floating)]
+    names = names or [model.outputs[0].name]
+    wanted = [_outputs(model, feeds, names) for feeds in batches]
+    sizes = np.sum([[float((y**2).sum()) for y in ys] for ys in wanted], axis=0)  # [outputs]
+    sizes[sizes == 0] = 1.0
     harms = []
     for other in smaller:
-        moved = (other.run(feeds)[name] - y for feeds, y in zip(batches, wanted, strict=True))
-        harms.append(sum(float((difference**2).sum()) for difference in moved) / size)
+        pairs = ((_outputs(other, feeds, names), ys) for feeds, ys in zip(batches, wanted, strict=True))
+        moved = [[float(((found - y) ** 2).sum()) for found, y in zip(*pair, strict=True)] for pair in pairs]
+        harms.append(float((np.sum(moved, axis=0) / sizes).mean()))
     return np.array(harms)
+
+
+def _outputs(model: Model, feeds: Feeds, names: Sequence[str]) -> list[np.ndarray]:
+    found = model.run(feeds)
+    return [found[name].astype(np.float64) for name in names]
 
 
 def savings_of(

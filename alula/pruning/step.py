@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alula.errors import DataError, RecipeError
 from alula.graph.blocks import without_blocks
+from alula.graph.channels import Coupling, find_couplings
 from alula.graph.gradients import RandomProjection, unit_sensitivities
 from alula.graph.layers import select
-from alula.graph.model import Model
+from alula.graph.model import Model, Note
 from alula.graph.removal import remove_units
 from alula.graph.statistics import Statistics, collect
-from alula.numerics.allocation import least_important
+from alula.numerics.allocation import Limits, least_important, rounded_down
 from alula.numerics.ladders import climb, convex_ladder
 from alula.pruning.choice import Pruning
 from alula.pruning.goal import Goal, Kind, relative_costs
@@ -36,7 +37,7 @@ from alula.pruning.ladders import (
 from alula.task_rows import fixed_batch
 from alula.techniques.compensation import compensate, moment_requests
 from alula.techniques.criteria import criterion_named, or_magnitude
-from alula.techniques.prune import computed_by
+from alula.techniques.prune import computed_by, untold_notes
 from alula.training.batches import batches_of
 from alula.training.finetuning import loss_fitting
 
@@ -71,8 +72,9 @@ class Step:
         if not self._couplings:
             raise RecipeError("no units of the chosen layers can go: all are read as a whole, or given out")
         self._example = one_example(model, batches)
+        self._original_sizes = {one.name: one.size for one in find_couplings(original)}
         self._costs = relative_costs(original, goal, self._example)
-        self._statistics = Statistics()
+        self._statistics, self._notes = Statistics(), list[Note]()
 
     def pruned(self, share: float = 1.0) -> Model:
         """The graph at a share of the way from the original to the goal.
@@ -84,7 +86,8 @@ class Step:
         choose = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
         wanted = self._goal.wanted(share)
         gone = meet(choose, lambda gone: self._saved(gone, wanted), wanted)
-        return without(self._made_up(gone.units), gone)
+        smaller = without(self._made_up(gone.units), gone)
+        return smaller.edited(smaller.edit(), self._notes)
 
     def _saved(self, gone: Gone, wanted: Mapping[Kind, float]) -> dict[Kind, float]:
         """How many times less of each kind; none behind the first that is far from enough, since timing takes long."""
@@ -110,12 +113,25 @@ class Step:
             seen = unit_sensitivities(model, couplings, rows, loss_of(model, self._batches, self._pruning.seed))
             orders = [seen[one.name] for one in couplings]
             return [order.first_order if name == "taylor" else order.second_order for order in orders]
-        return or_magnitude(model, couplings, criterion.importances(model, couplings, self._statistics))
+        told = criterion.importances(model, couplings, self._statistics)
+        self._notes = untold_notes(couplings, told, name)
+        if self._notes and self._pruning.scope == "absolute":
+            raise RecipeError(
+                f"{name} tells nothing of {self._notes[0].place}, and the size of weights does not compare with what "
+                "it tells of others; use scope='global', or exclude the layers"
+            )
+        return or_magnitude(model, couplings, told)
+
+    def _limits(self, coupling: Coupling) -> Limits:
+        """What a coupling keeps: of what it had in the original, whatever earlier rounds took."""
+        size = max(self._original_sizes.get(coupling.name, 0), coupling.size)
+        limits = self._pruning.limits(size)
+        return replace(limits, least=min(1.0, limits.least * size / coupling.size))
 
     def _uniformly(self, importances: list[np.ndarray]) -> Choose:
         def choose(strength: float) -> Gone:
-            sizes = [len(one) for one in importances]
-            counts = [self._pruning.limits(size).removable(math.floor(strength * size), size) for size in sizes]
+            counts = [self._limits(one).removable(rounded_down(strength * one.size), one.size)
+                      for one in self._couplings]  # fmt: skip
             pairs = zip(self._couplings, least_important(importances, counts), strict=True)
             return Gone({one.name: units.tolist() for one, units in pairs if len(units)})
 
@@ -125,7 +141,7 @@ class Step:
         places: list[Place] = []
         harms = []
         for coupling, importance in zip(self._couplings, importances, strict=True):
-            rungs = rungs_of(coupling, importance, self._pruning.limits(coupling.size))
+            rungs = rungs_of(coupling, importance, self._limits(coupling))
             if rungs.counts:
                 places.append(rungs)
                 harms.append(self._harms(rungs, importance))
@@ -176,9 +192,14 @@ def _gone(taken: Sequence[tuple[Place, int]]) -> Gone:
 
 
 def without(model: Model, gone: Gone) -> Model:
-    """The graph without what is taken out."""
-    smaller = remove_units(model, gone.units) if gone.units else model
-    return without_blocks(smaller, gone.blocks) if gone.blocks else smaller
+    """The graph without what is taken out: blocks first, since units narrow them; units that went with one are gone."""
+    smaller = without_blocks(model, gone.blocks) if gone.blocks else model
+    units = gone.units
+    if gone.blocks:
+        sizes = {coupling.name: coupling.size for coupling in find_couplings(smaller)}
+        before = {coupling.name: coupling.size for coupling in find_couplings(model)}
+        units = {name: numbers for name, numbers in units.items() if sizes.get(name) == before[name]}
+    return remove_units(smaller, units) if units else smaller
 
 
 def meet(choose: Choose, saved: Callable[[Gone], Mapping[Kind, float]], wanted: Mapping[Kind, float]) -> Gone:
@@ -201,7 +222,7 @@ def meet(choose: Choose, saved: Callable[[Gone], Mapping[Kind, float]], wanted: 
         return nothing
     low, high, best = 0.0, 1.0, choose(1.0)
     at_most = saved(best)
-    if excess(at_most) > 1 + TOLERANCE:
+    if excess(at_most) > 1 + (TOLERANCE if "latency" in wanted else 0):
         most = ", ".join(f"{kind} become {times:.2f} times less at most, not {wanted[kind]:.2f}"
                          for kind, times in at_most.items() if times < wanted[kind])  # fmt: skip
         raise RecipeError(
@@ -227,10 +248,11 @@ def calibration_batches(model: Model, data: Any, labels: Any = None, *, seed: in
         DataError: there are none, or they do not fit the model.
     """
     batches = batches_of(model, data, labels, batch_size=CALIBRATION_ROWS, seed=seed)
-    found: list[tuple[Feeds, Tensor | None]] = [
-        ({name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels)
-        for batch in islice(batches.epoch(0), CALIBRATION_BATCHES)
-    ]
+    with torch.random.fork_rng():  # a loader's own draws are seeded; the user's go on as if nothing had been read
+        found: list[tuple[Feeds, Tensor | None]] = [
+            ({name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels)
+            for batch in islice(batches.epoch(0), CALIBRATION_BATCHES)
+        ]
     if not found:
         raise DataError("there are no data to prune by; give at least one batch")
     return found
@@ -256,9 +278,12 @@ def single_rows(model: Model, batches: Batches) -> Batches:
 
 
 def loss_of(model: Model, batches: Batches, seed: int) -> Callable[[Any, Any], Tensor]:
-    """What gradients are taken of: the loss that labels call for; without any, a random projection of the outputs."""
+    """What gradients are taken of: the loss that labels call for; else a random projection of the outputs.
+
+    Labels speak of the first output alone, so where there are several of floating-point numbers they are not read.
+    """
     labels = batches[0][1]
-    if labels is None:
+    if labels is None or sum(np.issubdtype(spec.dtype, np.floating) for spec in model.outputs) > 1:
         return RandomProjection(seed)
     fitting, name = loss_fitting(model, labels.numpy()), model.outputs[0].name
 

@@ -18,7 +18,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.numerics.clusters import find_codebook, nearest
 from alula.numerics.grids import finite_float32
-from alula.techniques.compensation import moments_of
+from alula.techniques.compensation import is_solvable, moments_of, why_no_moments
 from alula.techniques.technique import Context, other_readers, other_type
 
 _INT32: Final = {"to": int(ir.DataType.INT32)}
@@ -55,7 +55,7 @@ class Cluster:
         return frozenset(
             MomentRequest(layer.name)
             for layer in layers
-            if no_matrix(layer) is None and _obstacle(model, layer, layers, self.values) is None
+            if is_solvable(layer) and _obstacle(model, layer, layers, self.values) is None
         )
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -74,6 +74,9 @@ class Cluster:
                 if reason:
                     notes.append(Note(layer.name, f"stays in float: {reason}"))
                     continue
+                reason = why_no_moments(layer) if self.weighted and no_matrix(layer) is None else None
+                if reason:
+                    notes.append(Note(layer.name, f"the errors of its weights count alike: {reason}"))
                 for name in [name for name in layer.weights if name not in done]:
                     self._cluster(editor, layer, name, context.statistics)
                     done.add(name)
@@ -81,7 +84,7 @@ class Cluster:
 
     def _cluster(self, editor: Editor, layer: Layer, name: str, statistics: Statistics) -> None:
         weight = finite_float32(editor.array(name))
-        importance = _importance(layer, statistics) if self.weighted and no_matrix(layer) is None else None
+        importance = _importance(layer, statistics) if self.weighted and is_solvable(layer) else None
         codebook = self._codebook(weight, importance)
         codes = nearest(weight, codebook)
         if layer.operator == "Gather":

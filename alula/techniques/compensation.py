@@ -12,7 +12,7 @@ from alula.errors import ModelError, at
 from alula.graph.channels import Coupling
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
-from alula.graph.matrices import from_matrix, matrix_shape, weight_matrix
+from alula.graph.matrices import from_matrix, matrix_shape, no_matrix, weight_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.graph.units import other_readers_of, readers_of
@@ -31,7 +31,15 @@ def moment_requests(model: Model, couplings: Sequence[Coupling]) -> frozenset[An
 
 def is_solvable(layer: Layer) -> bool:
     """Whether second moments of what a layer reads, k^2 numbers, are kept in memory."""
-    return matrix_shape(layer)[-1] <= LARGEST
+    return why_no_moments(layer) is None
+
+
+def why_no_moments(layer: Layer) -> str | None:
+    """Why second moments of what a layer reads, k^2 numbers, are not kept, or None."""
+    reason = no_matrix(layer)
+    if reason is None and matrix_shape(layer)[-1] > LARGEST:
+        return f"each of its outputs reads {matrix_shape(layer)[-1]:,} values, more than {LARGEST:,}"
+    return reason
 
 
 def compensate(
@@ -71,8 +79,8 @@ def compensate(
         editor.replace_constant(layer.weight, from_matrix(np.stack(solved).astype(matrices.dtype), layer))
     others = {name: why for coupling in losing for name, why in other_readers_of(model, coupling).items()}
     others |= {
-        layer.name: f"each of its outputs reads {matrix_shape(layer)[-1]:,} values, more than {LARGEST:,}"
-        for layer in model.layers() if layer.name in columns and not is_solvable(layer)
+        layer.name: why
+        for layer in model.layers() if layer.name in columns and (why := why_no_moments(layer)) is not None
     }  # fmt: skip
     notes = [Note(name, f"does not make up for the units that it read: {why}") for name, why in others.items()]
     return model.edited(editor.model, notes)

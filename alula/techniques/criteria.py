@@ -147,11 +147,14 @@ class OfActivity:
         return frozenset(ActivityRequest(sighting.tensor, sighting.axis) for sighting in seen)
 
     def importances(self, model: Model, couplings: Sequence[Coupling], statistics: Statistics) -> list[Floats | None]:
-        """The mean over all tensors that show a unit; nothing is told where none does."""
-        return [
+        """The mean over all tensors that show a unit; nothing is told where none does, or no value is ever 0."""
+        means = [
             np.mean([self._activity(one, statistics) for one in sightings], axis=0) if sightings else None
             for sightings in sightings_of(model, couplings)
         ]
+        if self.by == "size":
+            return means
+        return [None if mean is None or (mean == 1).all() else mean for mean in means]  # no zero anywhere: no order
 
     def _activity(self, seen: Sighting, statistics: Statistics) -> Floats:  # -> [units]
         activity = statistics.activity(seen.tensor, seen.axis)

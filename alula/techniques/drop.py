@@ -91,7 +91,8 @@ def choose_blocks(model: Model, count: int, feeds: Sequence[Feeds], among: Itera
         RecipeError: there are fewer blocks.
         DataError: there are no feeds, they do not fit, or the outputs are not finite.
     """
-    blocks = {block.name: block for block in Drop(tuple(among))._named(find_blocks(model))}  # noqa: SLF001
+    among = (among,) if isinstance(among, str) else tuple(among)
+    blocks = {block.name: block for block in Drop(among)._named(find_blocks(model))}  # noqa: SLF001
     chosen: list[str] = []
     for _ in range(count):
         gone = {layer for name in chosen for layer in blocks[name].layers}

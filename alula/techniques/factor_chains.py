@@ -67,7 +67,7 @@ class Chain(Protocol):
         """The ranks at which nothing has to be lost."""
         ...
 
-    def options(self) -> Ints:
+    def options(self, multiple: int = 1) -> Ints:
         """Ranks worth trying, [n, ranks]."""
         ...
 
@@ -102,7 +102,7 @@ class Singular:
         """The lesser side of the matrix."""
         return (min(self._matrix.shape[1:]),)
 
-    def options(self) -> Ints:
+    def options(self, multiple: int = 1) -> Ints:  # noqa: ARG002
         """Every rank."""
         return np.arange(1, self.full[0] + 1)[:, None]
 
@@ -152,7 +152,7 @@ class Tucker:
         """Outputs and inputs of a group."""
         return self._kernel.shape[1], self._kernel.shape[2]
 
-    def options(self) -> Ints:
+    def options(self, multiple: int = 1) -> Ints:  # noqa: ARG002
         """Every pair, but those of which one is more than the other can use."""
         outputs, inputs = np.meshgrid(*(np.arange(1, length + 1) for length in self.full), indexing="ij")
         pairs = np.stack([outputs.ravel(), inputs.ravel()], axis=1)
@@ -201,13 +201,14 @@ class Canonical:
 
     @property
     def full(self) -> Ranks:
-        """The larger of inputs and outputs: CP has no rank that always suffices."""
-        return (max(self._layer.shape[:2]),)
+        """The most that makes the layer smaller: CP has no rank that always suffices."""
+        return (max(1, self._kernel.size // int(self.parameters(np.array([[1]]))[0])),)
 
-    def options(self) -> Ints:
-        """A few, from 1 to the most that makes the layer smaller."""
-        most = max(1, self._kernel.size // int(self.parameters(np.array([[1]]))[0]))
-        return np.unique(np.geomspace(1, most, _CANONICAL_RANKS).astype(np.int64))[:, None]
+    def options(self, multiple: int = 1) -> Ints:
+        """A few, from the least to the most that makes the layer smaller."""
+        (most,) = self.full
+        whole = max(1, most // multiple)
+        return multiple * np.unique(np.geomspace(1, whole, _CANONICAL_RANKS).astype(np.int64))[:, None]
 
     def parameters(self, ranks: Ints) -> Ints:
         """Those are r times the sum of the lengths."""
@@ -258,7 +259,7 @@ class Canonical:
 
 def ranks_of(chain: Chain, multiple: int = 1) -> Ladder:
     """What the ways to factorize a layer cost and lose; ranks are multiples where the full rank allows."""
-    ranks = chain.options()
+    ranks = chain.options(multiple)
     fits = [(column % multiple == 0) | (column == full) for column, full in zip(ranks.T, chain.full, strict=True)]
     ranks = ranks[np.all(fits, axis=0)] if np.all(fits, axis=0).any() else ranks[-1:]
     return Ladder(ranks, chain.parameters(ranks), chain.macs(ranks), chain.lost(ranks))

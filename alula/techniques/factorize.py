@@ -16,10 +16,11 @@ from alula.graph.layers import Layer
 from alula.graph.matrices import no_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
+from alula.numerics.allocation import rounded_up
 from alula.numerics.grids import finite_float32
 from alula.numerics.ladders import Ladder as Rungs
 from alula.numerics.ladders import climb
-from alula.techniques.compensation import moments_of
+from alula.techniques.compensation import is_solvable, moments_of, why_no_moments
 from alula.techniques.factor_chains import (
     Canonical,
     Chain,
@@ -80,7 +81,7 @@ class Factorize:
         """Second moments of what the layers read, if the method weighs by them."""
         if self.method != "whitened":
             return frozenset()
-        usable = (layer for layer in layers if no_matrix(layer) is None and self._obstacle(model, layer) is None)
+        usable = (layer for layer in layers if is_solvable(layer) and self._obstacle(model, layer) is None)
         return frozenset(MomentRequest(layer.name) for layer in usable)
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -95,6 +96,9 @@ class Factorize:
         obstacles = {layer: self._obstacle(model, layer) or _unknown(whole[layer]) for layer in context.layers}
         layers = [layer for layer, reason in obstacles.items() if reason is None]
         notes = [Note(layer.name, f"stays whole: {reason}") for layer, reason in obstacles.items() if reason]
+        if self.method == "whitened":
+            unseen = ((layer, why_no_moments(layer)) for layer in layers if no_matrix(layer) is None)
+            notes += [Note(layer.name, f"its inputs count alike: {reason}") for layer, reason in unseen if reason]
         divided = (
             self._divided(model, {layer: whole[layer] or 0 for layer in layers}, context.statistics)
             if self.by in _BUDGETS
@@ -134,13 +138,13 @@ class Factorize:
             return Tucker(layer, node, weight)
         if _has_kernel(layer) and self.method == "cp":
             return Canonical(layer, node, weight, self.seed)
-        weighted = self.method == "whitened" and no_matrix(layer) is None
+        weighted = self.method == "whitened" and is_solvable(layer)
         return Singular(layer, node, weight, moments_of(statistics, layer) if weighted else None)
 
     def _ranks(self, chain: Chain) -> Ranks | None:
         """The ranks of one layer by itself; None where none keeps as much energy as it must."""
         if self.by != "energy":
-            wanted = [math.ceil(self.kept * full) if self.by == "share" else int(self.kept) for full in chain.full]
+            wanted = [rounded_up(self.kept * full) if self.by == "share" else int(self.kept) for full in chain.full]
             rounded = [math.ceil(rank / self.multiple) * self.multiple for rank in wanted]
             return tuple(min(rank, full) for rank, full in zip(rounded, chain.full, strict=True))
         ladder = ranks_of(chain, self.multiple)

@@ -94,11 +94,7 @@ class Prune:
                 "graph gives out, and what a softmax or layer normalisation reads as a whole, stays"
             )
         told = self._criterion.importances(model, couplings, context.statistics)
-        notes = [
-            Note(coupling.name, f"its units are compared by l2: {self.criterion} tells nothing of them")
-            for coupling, one in zip(couplings, told, strict=True)
-            if one is None
-        ]
+        notes = untold_notes(couplings, told, self.criterion)
         gone = self._least_important(couplings, or_magnitude(model, couplings, told))
         if self._compensates:
             model = compensate(model, couplings, gone, context.statistics, self.damping)
@@ -120,6 +116,15 @@ class Prune:
         counts = count(importances, self.amount, Limits(self.least, self.multiple))
         chosen = least_important(importances, counts)
         return {one.name: units.tolist() for one, units in zip(couplings, chosen, strict=True) if len(units)}
+
+
+def untold_notes(couplings: Sequence[Coupling], told: Sequence[object | None], criterion: str) -> list[Note]:
+    """A note for each coupling that a criterion tells nothing of."""
+    return [
+        Note(coupling.name, f"its units are compared by l2: {criterion} tells nothing of them")
+        for coupling, one in zip(couplings, told, strict=True)
+        if one is None
+    ]
 
 
 def computed_by(model: Model, layers: Sequence[Layer]) -> list[Coupling]:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.graph.layers import Layer
-from alula.graph.matrices import from_matrix, no_matrix, weight_matrix
+from alula.graph.matrices import from_matrix, weight_matrix
 from alula.graph.model import Model
 from alula.numerics.gptq import Ends, gptq
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.ranges import channel_mean_squared_error_range, output_error_range
+from alula.techniques.compensation import why_no_moments
 
 Ranges = Literal["extremes", "weights", "outputs"]
 
@@ -73,4 +74,4 @@ def unknown_inputs(model: Model, layer: Layer, name: str) -> str | None:
     """Why nothing is known of what a weight of a layer multiplies, or None."""
     if layer.input in model.graph.initializers:
         return "its input is a constant"
-    return no_matrix(layer) or (None if name == layer.weight else "it multiplies states, not inputs")
+    return why_no_moments(layer) or (None if name == layer.weight else "it multiplies states, not inputs")

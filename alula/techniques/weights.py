@@ -13,13 +13,12 @@ import onnx_ir as ir
 from alula.errors import RecipeError, at
 from alula.graph.editing import Editor, like, set_input
 from alula.graph.layers import Layer
-from alula.graph.matrices import no_matrix
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
-from alula.techniques.compensation import is_solvable, moments_of
+from alula.techniques.compensation import moments_of, why_no_moments
 from alula.techniques.rounding import Ranges, Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
 
@@ -69,7 +68,7 @@ class QuantizeWeights:
         """Whether second moments of what a layer reads are used."""
         asked = self.rounding == "gptq" or (self.search and self.by_outputs)
         known = asked and unknown_inputs(model, layer, layer.weight) is None
-        return known and is_solvable(layer) and self._obstacle(model, layer, layers) is None
+        return known and self._obstacle(model, layer, layers) is None
 
     def apply(self, model: Model, context: Context) -> Model:
         """Quantize the weights of the context's layers.
@@ -149,7 +148,7 @@ class QuantizeWeights:
 
 def _why_nearest(layer: Layer) -> str:
     """Why second moments of what a layer reads are not there."""
-    return no_matrix(layer) or "its input is a constant, or is too wide to solve for"
+    return why_no_moments(layer) or "its input is a constant"
 
 
 def put_codes(editor: Editor, layer: Layer, quantized: Quantized, index: int = 0) -> None:

@@ -26,13 +26,13 @@ class Batch:
 
     Attributes:
         rows: numbers of the rows, where they stay the same every epoch.
-        draw: what decides the batch beside the data: the epoch, its number in it, and the share of it.
+        draw: what decides the batch beside the data: the epoch, its number in it, and which of how many shares of it.
     """
 
     inputs: Inputs
     labels: Tensor | None
     rows: np.ndarray | None = None
-    draw: tuple[int, int, int] | None = None
+    draw: tuple[int, int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -90,17 +90,17 @@ class RowBatches:
         for index in range(start, len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
             rows = rows[: len(rows) // shares * shares]  # each process the same number
-            yield self._batch(np.sort(rows[mine::shares]), (number, index, mine))
+            yield self._batch(np.sort(rows[mine::shares]), (number, index, mine, shares))
 
     def identity(self) -> str:
         """Fingerprint of the data and of how they are drawn."""
         return hash_all([self.arrays, self.labels, self.batch_size, self._seed, self._augment])
 
-    def _batch(self, rows: np.ndarray, draw: tuple[int, int, int]) -> Batch:
+    def _batch(self, rows: np.ndarray, draw: tuple[int, int, int, int]) -> Batch:
         inputs = {name: torch.from_numpy(array[rows]) for name, array in self.arrays.items()}
         if self._augment is not None:
             generator = torch.Generator()
-            generator.manual_seed(_mixed(self._seed, *draw))
+            generator.manual_seed(_mixed(self._seed, *draw[:3]))
             inputs = _augmented(self._augment, inputs, generator)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
         return Batch(inputs, labels, None if self.augments else rows, draw)
@@ -114,7 +114,9 @@ class LoaderBatches:
     def __init__(self, loader: Iterable[Any], specs: Sequence[TensorSpec], *, seed: int = 0) -> None:
         if not isinstance(loader, Iterable):
             raise DataError(f"data are arrays, or an iterable of batches; got {type(loader).__name__}")
-        if iter(loader) is loader:
+        with torch.random.fork_rng():  # a DataLoader draws when it is asked for its rows
+            walked_once = iter(loader) is loader
+        if walked_once:
             raise DataError("a generator can be walked through once, training does it every epoch; give a list of "
                             "batches, a DataLoader, or arrays")  # fmt: skip
         self._loader, self._specs, self._seed = loader, tuple(specs), seed
@@ -127,7 +129,8 @@ class LoaderBatches:
 
     def identity(self) -> str:
         """Fingerprint of what is known of the data: how many batches there are, and the first."""
-        first = next(self.epoch(0), None)
+        with torch.random.fork_rng():
+            first = next(self.epoch(0), None)
         content = [] if first is None else [*first.inputs.values(), *([] if first.labels is None else [first.labels])]
         return hash_all([len(self), self._seed, [tensor.numpy() for tensor in content]])
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,16 +14,17 @@ from torch import nn
 
 from alula.errors import DataError, RecipeError
 from alula.graph.cutting import graft
+from alula.graph.ending import ending_of, gives_probabilities
 from alula.graph.export import as_model
 from alula.graph.model import Model, Note
 from alula.graph.returning import update_module
 from alula.task_rows import as_array
 from alula.training.batches import Batches, LoaderBatches, batches_of
 from alula.training.blockwise import TeacherFed, block_of, check_same
-from alula.training.loss import Loss
+from alula.training.loss import Loss, Mix
 from alula.training.losses import IGNORED, BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
 from alula.training.progress import counting, showing
-from alula.training.scoring import Validation, score_by
+from alula.training.scoring import Score, Validation, score_by
 from alula.training.synthesis import synthesise
 from alula.training.teacher import Remembered
 from alula.training.trainer import Around, train
@@ -82,8 +82,9 @@ def finetune(
         ModelError: the module cannot be exported, or an operator has no gradient (named).
     """
     original = entered(model, data)
-    stages = _stages(training, loss or loss_for(original, data, labels), _foreign(model, original))
-    trained = _train_stages(original, (data, labels), stages, (), validation=validation, out=out)
+    stages = _stages(training, loss, lambda: loss_for(original, data, labels))
+    around = _Place(validation, out, frozen=_foreign(model, original))
+    trained = _train_stages(original, (data, labels), stages, (), around)
     return _left(model, original, trained, data)
 
 
@@ -129,34 +130,51 @@ def distill(
         with counting("making up inputs") as report:
             data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training), on_progress=report)
         notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
-    stages = _stages(training, loss or teaching_loss(original, labels, data), _foreign(student, original))
-    trained = _train_stages(original, (data, labels), stages, teachers, validation=validation, out=out, answers=answers)
+    stages = _stages(training, loss, lambda: teaching_loss(original, labels, data, teachers=teachers))
+    around = _Place(validation, out, answers, _foreign(student, original))
+    trained = _train_stages(original, (data, labels), stages, teachers, around)
     trained = trained.edited(trained.edit(), notes)
     return _left(student, original, trained, data)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What training is judged by, where its state and the teachers' answers are kept, and what it must not change."""
+
+    validation: Validation | None
+    out: str | Path | None
+    answers: Path | None = None
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoreOfWhole:
+    """How good the whole graph is with a block as it is trained."""
+
+    score: Score
+    whole: Model
+
+    def __call__(self, block: Model) -> float:
+        return self.score(graft(self.whole, block))
+
+
 def _train_stages(
-    model: Model,
-    rows: tuple[Any, Any],
-    stages: Sequence[Stage],
-    teachers: Sequence[Model],
-    *,
-    validation: Validation | None,
-    out: str | Path | None,
-    answers: Path | None = None,
+    model: Model, rows: tuple[Any, Any], stages: Sequence[Stage], teachers: Sequence[Model], place: _Place
 ) -> Model:
     """One stage after another, each going on from what the one before it reached."""
-    score = None if validation is None else score_by(model, validation)
+    score = None if place.validation is None else score_by(model, place.validation)
     for number, stage in enumerate(stages, 1):
         settings = stage.training
         batches = batches_of(model, *rows, batch_size=settings.batch_size, seed=settings.seed, augment=settings.augment)
         title = "training" if len(stages) == 1 else f"training, stage {number} of {len(stages)}"
-        folder = None if out is None else Path(out) / (f"stage-{number}" if len(stages) > 1 else "")
+        folder = None if place.out is None else Path(place.out) / (f"stage-{number}" if len(stages) > 1 else "")
         with showing(title) as report:
             if stage.between is not None:
-                model = _train_block(model, batches, stage, teachers, Around(None, folder, report))
+                judge = None if score is None else _ScoreOfWhole(score, model)
+                around = Around(judge, folder, report, frozen=place.frozen)
+                model = _train_block(model, batches, stage, teachers, around)
                 continue
-            around = Around(score, folder, report, answers)
+            around = Around(score, folder, report, place.answers, place.frozen)
             model = train(model, batches, stage.loss, settings, teachers=teachers, around=around).model
     return model
 
@@ -173,34 +191,33 @@ def _train_block(model: Model, batches: Batches, stage: Stage, teachers: Sequenc
     return grafted.edited(grafted.edit(), [Note(f"{' to '.join(stage.between)}", trained.notes[-1].text)])
 
 
-def _stages(training: Training | Sequence[Stage] | None, loss: Loss, frozen: tuple[str, ...] = ()) -> tuple[Stage, ...]:
-    """The stages of training, each with some initializers frozen beside those that it freezes itself."""
+def _stages(
+    training: Training | Sequence[Stage] | None, loss: Loss | None, default: Callable[[], Loss]
+) -> tuple[Stage, ...]:
+    """The stages of training; where it is one, with this loss or the default."""
     if training is None or isinstance(training, Training):
-        training = (Stage(loss, training or Training()),)
+        return (Stage(loss or default(), training or Training()),)
     stages = tuple(training)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise RecipeError("training must be a Training, or a sequence of Stage(loss, training)")
-    return tuple(
-        stage
-        if stage.between
-        else replace(stage, training=replace(stage.training, freeze=(*stage.training.freeze, *frozen)))
-        for stage in stages
-    )
+    if loss is not None:
+        raise RecipeError("each Stage has a loss of its own; leave loss=... out")
+    return stages
 
 
 def _foreign(thing: Trainable, exported: Model) -> tuple[str, ...]:
-    """Patterns of the initializers that a module has not, such as first states that the exporter made: they stay."""
+    """Names of the initializers that a module has not, such as first states that the exporter made: they stay."""
     if not isinstance(thing, nn.Module):
         return ()
     known = set(thing.state_dict())
     floating = {name for name, value in exported.graph.initializers.items()
                 if value.const_value is not None and value.const_value.dtype.is_floating_point()
                 and value.const_value.size > 1}  # fmt: skip
-    return tuple(glob.escape(name) for name in sorted(floating) if not known.issuperset(name.split("+")))
+    return tuple(name for name in sorted(floating) if not known.issuperset(name.split("+")))
 
 
 def _seed(training: Training | Sequence[Stage] | None) -> int:
-    (first, *_) = _stages(training, SquaredError())
+    (first, *_) = _stages(training, None, SquaredError)
     return first.training.seed
 
 
@@ -243,24 +260,52 @@ def loss_fitting(model: Model, labels: np.ndarray) -> Loss:
     Cross-entropy for whole labels, one per row; for as many as there are outputs, or where the graph ends in a sigmoid,
     cross-entropy of each by itself; else squared error.
     """
-    ending = _ending(model)
+    ending = ending_of(model)
     if labels.ndim > 1 and len(labels) > 1 and _is_one_hot(labels):
         _log.warning("each row of labels has a single 1; if classes exclude each other, give their numbers instead")
     if _are_apart(model, labels) or (labels.dtype.kind == "f" and ending == "Sigmoid"):
         return BinaryCrossEntropy(probabilities=ending == "Sigmoid")
     if labels.dtype.kind in "iub":
-        return CrossEntropy(probabilities=ending in ("Softmax", "Sigmoid"))
+        return CrossEntropy(probabilities=gives_probabilities(model))
     return SquaredError()
 
 
-def teaching_loss(model: Model, labels: Any, data: Any = None) -> Loss:
-    """Soft labels where whole labels say that outputs are classes, else the squared error against the teacher."""
-    found, ending = _labels_among(data, labels), _ending(model)
-    if found is None or found.dtype.kind not in "iub":
+def teaching_loss(model: Model, labels: Any, data: Any = None, *, teachers: Sequence[Model] = ()) -> Loss:
+    """Soft labels where whole labels say that outputs are classes, else the squared error against the teacher.
+
+    Further outputs of floating-point numbers are learned by squared error beside the first.
+
+    Raises:
+        RecipeError: one side gives probabilities and the other scores, and nothing says that they are of classes.
+    """
+    first = _teaching_of_first(model, _labels_among(data, labels), teachers or [model])
+    pairs = zip(_floating(model), _floating((teachers or [model])[0]), strict=False)
+    others = [SquaredError(output=pair, against="teacher") for pair in pairs][1:]
+    return Mix(((1.0, first), *((1.0, other) for other in others))) if others else first
+
+
+def _teaching_of_first(model: Model, labels: np.ndarray | None, teachers: Sequence[Model]) -> Loss:
+    """What compares the first outputs; either side may have gone through a softmax or a sigmoid."""
+    ours, theirs = gives_probabilities(model), {gives_probabilities(one) for one in teachers}
+    if len(theirs) > 1:
+        raise RecipeError("some teachers give probabilities and others scores; their mean says nothing")
+    if labels is None or labels.dtype.kind not in "iub":
+        if {ours} != theirs:
+            raise RecipeError(
+                f"the {'student' if ours else 'teacher'} ends in a softmax or sigmoid and the other does not; "
+                "leave it out of both or of none, or give loss=SoftLabels(probabilities=(student's, teacher's))"
+            )
         return SquaredError(against="teacher")
-    if _are_apart(model, found):
-        return BinaryCrossEntropy(against="teacher", probabilities=ending == "Sigmoid")
-    return SoftLabels(probabilities=ending in ("Softmax", "Sigmoid"))
+    if _are_apart(model, labels):
+        both = ending_of(model) == "Sigmoid", ending_of(teachers[0]) == "Sigmoid"
+        return BinaryCrossEntropy(against="teacher", probabilities=both[0] if len(set(both)) == 1 else both)
+    return SoftLabels(probabilities=ours if {ours} == theirs else (ours, not ours))
+
+
+def _floating(model: Model) -> list[str]:
+    """The outputs of floating-point numbers, the first output first."""
+    first, *others = model.outputs
+    return [first.name, *(spec.name for spec in others if np.issubdtype(spec.dtype, np.floating))]
 
 
 def _are_apart(model: Model, labels: np.ndarray) -> bool:
@@ -281,16 +326,8 @@ def _labels_among(data: Any, labels: Any) -> np.ndarray | None:
     if data is None or isinstance(data, Mapping) or hasattr(data, "__array__"):
         return None
     LoaderBatches(data, ())  # refuses what can be walked through only once
-    first = next(iter(data), None)
+    with torch.random.fork_rng():
+        first = next(iter(data), None)
     pair = isinstance(first, tuple | list) and len(first) == 2
     found = first.get("labels") if isinstance(first, Mapping) else first[1] if pair and first is not None else None
     return None if found is None else torch.as_tensor(found).numpy()
-
-
-def _ending(model: Model) -> str:
-    """The operator that gives the first output, looking through those that only move values."""
-    node = model.graph.outputs[0].producer()
-    while node is not None and node.op_type in {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}:
-        source = node.inputs[0]
-        node = None if source is None else source.producer()
-    return "" if node is None else node.op_type

@@ -20,7 +20,7 @@ def is_matrix(shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Gradual:
-    """The smallest weights become zero, a growing share of them, and stay zero until the next choice.
+    """The smallest weights become zero, a growing share of them, and stay zero.
 
     Attributes:
         amount: share that is zero in the end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -31,7 +31,7 @@ Parameters = Sequence[tuple[str, nn.Parameter]]
 
 
 class Diverged(Exception):  # noqa: N818  (never leaves the trainer)
-    """The loss is not finite."""
+    """The loss or a gradient is not finite."""
 
 
 class Learner:
@@ -43,7 +43,14 @@ class Learner:
     """
 
     def __init__(
-        self, model: Model, loss: Loss, training: Training, first: Batch, told: Mapping[str, Tensor] | None = None
+        self,
+        model: Model,
+        loss: Loss,
+        training: Training,
+        first: Batch,
+        *,
+        told: Mapping[str, Tensor] | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         self._model, self._loss, self._training = model, loss, training
         self._accelerator = require("accelerate", "compress").Accelerator()
@@ -51,7 +58,7 @@ class Learner:
         self.share = (self._accelerator.process_index, self._accelerator.num_processes)
         self._also = inside(model, sorted(loss.needs().student))
         self._lifted = lifted(model, self._also).to(self.device)
-        chosen = select_parameters(self._lifted, training)
+        chosen = select_parameters(self._lifted, training, frozen)
         scales = {self._lifted.initializer_names[path] for path in self._lifted.scales}
         self.parameters = [(name, parameter) for name, parameter in chosen if name not in scales]
         self._masks = zero_masks(self.parameters) if training.keep_zeros else {}
@@ -93,7 +100,7 @@ class Learner:
         """One step of the optimiser, of ``steps`` counted from 0; the loss of the batch.
 
         Raises:
-            Diverged: the loss is not finite; nothing was changed.
+            Diverged: the loss or a gradient is not finite; no weight was changed.
         """
         rate = learning_rate_at(step, steps, self._training)
         for group in self._optimiser.param_groups:
@@ -108,8 +115,7 @@ class Learner:
             with nullcontext() if number == len(parts) else self._accelerator.no_sync(self._module):
                 total += self._backward(part, teaching, len(part) / len(batch))
         self._share_projections()
-        if self._training.clip is not None:
-            self._accelerator.clip_grad_norm_([one for _, one in self.parameters], self._training.clip)
+        self._clip()
         self._optimiser.step()
         self._scale_steps.step()
         gradual = self._training.gradual
@@ -121,6 +127,21 @@ class Learner:
             self._average.update_parameters(self._lifted)
             apply_masks(named_parameters(self._average.module), self._masks)
         return total
+
+    def _clip(self) -> None:
+        """Hold the gradients of weights and projections to a norm, if that is asked for.
+
+        Raises:
+            Diverged: a gradient is not finite.
+        """
+        learned = [*self.parameters, *self._projections.named_parameters()]
+        norm = nn.utils.get_total_norm([one.grad for _, one in learned if one.grad is not None])
+        if not math.isfinite(float(norm)):
+            broken = (name for name, one in learned if one.grad is not None and not one.grad.isfinite().all())
+            if (first := next(broken, None)) is not None:
+                raise Diverged(f"a gradient is not finite, first that of {first!r}")
+        if self._training.clip is not None:
+            nn.utils.clip_grads_with_norm_([one for _, one in learned], self._training.clip, norm)
 
     def _keep_only(self, kept: Mapping[str, np.ndarray]) -> None:
         """Add zeros to those that there are."""
@@ -175,6 +196,7 @@ class Learner:
             "projections": self._projections.state_dict(),
             "optimiser": optimiser_state(self._optimiser),
             "scales": optimiser_state(self._scale_steps),
+            "masks": self._masks,
         }
         if self._average is not None:
             state["average"] = self._average.state_dict()
@@ -186,14 +208,20 @@ class Learner:
         self._projections.load_state_dict(state.get("projections", {}))
         restore_optimiser(self._optimiser, state.get("optimiser", {}))
         restore_optimiser(self._scale_steps, state.get("scales", {}))
-        if self._training.gradual is not None:
-            self._masks |= zero_masks(self.parameters)
+        self._masks = {name: mask.to(self.device) for name, mask in state.get("masks", {}).items()}
         if self._average is not None:
             self._average.load_state_dict(state["average"])
 
 
-def select_parameters(module: LiftedGraph, training: Training) -> list[tuple[str, nn.Parameter]]:
+def select_parameters(
+    module: LiftedGraph, training: Training, frozen: Collection[str] = ()
+) -> list[tuple[str, nn.Parameter]]:
     """The parameters that are trained, by initializer; the others lose their gradient.
+
+    Args:
+        module: a lifted graph.
+        training: what it freezes stays as it is.
+        frozen: names of further initializers that stay, if they are parameters.
 
     Raises:
         RecipeError: a pattern matches nothing, or nothing is left to train.
@@ -208,8 +236,8 @@ def select_parameters(module: LiftedGraph, training: Training) -> list[tuple[str
     for path, parameter in module.named_parameters():
         name = names.get(path, path)
         is_fixed = path in module.scales and not training.scale_rate
-        frozen = is_fixed or any(fnmatchcase(name, pattern) for pattern in training.freeze)
-        parameter.requires_grad_(path in read and not frozen)
+        stays = is_fixed or name in frozen or any(fnmatchcase(name, pattern) for pattern in training.freeze)
+        parameter.requires_grad_(path in read and not stays)
         if parameter.requires_grad:
             chosen.append((name, parameter))
     half = next((name for name, parameter in chosen if parameter.dtype in (torch.float16, torch.bfloat16)), None)

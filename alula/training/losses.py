@@ -49,6 +49,8 @@ __all__ = [
 Output: TypeAlias = str | tuple[str, str] | None
 """A tensor by name; a pair where the teacher's has another name; None: the first output of each."""
 
+Probabilities: TypeAlias = bool | tuple[bool, bool]
+
 VARIANCE_FLOOR: Final = 1e-6  # of logits: a head that starts at zero gives equal ones, which have no z-score
 IGNORED: Final = -100  # the label of rows that are left out
 LEAST_TO_STANDARDISE: Final = 3  # the z-scores of two classes are -1 and 1, whatever their logits
@@ -61,14 +63,14 @@ class OfClasses(Loss):
     Attributes:
         output: the tensor; a pair where the teacher's has another name; None: the first output.
         axis: of the classes; None: the last of at most 3 axes ([B, K], [B, tokens, K]), else the second ([B, K, H, W]).
-        probabilities: the outputs have gone through a softmax or a sigmoid.
+        probabilities: the outputs have gone through a softmax or a sigmoid; a pair where the teacher's differ in that.
         mask: name of a tensor among the student's that is 0 for rows to leave out.
         ignore: the label of rows to leave out, where labels are one per row.
     """
 
     output: Output = None
     axis: int | None = None
-    probabilities: bool = False
+    probabilities: Probabilities = False
     mask: str | None = None
     ignore: int = IGNORED
 
@@ -76,7 +78,7 @@ class OfClasses(Loss):
         """The outputs that have a name, and the mask."""
         return _needs(self.output, self.mask)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, *, of_teacher: bool = False) -> Tensor:
         """An output as logits with the classes last, [rows..., K], K at least 2.
 
         Raises:
@@ -86,7 +88,7 @@ class OfClasses(Loss):
         axis = self.axis if self.axis is not None else -1 if x.ndim <= 3 else 1
         if not -x.ndim <= axis < x.ndim:
             raise RecipeError(f"axis {axis} is none of the axes of the output {list(x.shape)}")
-        return _at_least_two(x.movedim(axis, -1), probabilities=self.probabilities)
+        return _at_least_two(x.movedim(axis, -1), probabilities=_sides(self.probabilities)[of_teacher])
 
     def pair(self, given: Given) -> tuple[Tensor, Tensor]:
         """The logits of student and teacher, [rows..., K] each.
@@ -95,7 +97,8 @@ class OfClasses(Loss):
             RecipeError: they differ in shape.
         """
         our_name, their_name = _names(self.output)
-        ours, theirs = self.logits(given.ours(our_name)), self.logits(given.theirs(their_name))
+        ours = self.logits(given.ours(our_name))
+        theirs = self.logits(given.theirs(their_name), of_teacher=True)
         refuse_other_shape(ours, theirs)
         return ours, theirs
 
@@ -268,17 +271,18 @@ class BinaryCrossEntropy(OfNumbers):
     """Mean of -y log s - (1 - y) log(1 - s), with s the sigmoid of the output: classes that do not exclude each other.
 
     Attributes:
-        probabilities: the outputs have gone through a sigmoid.
+        probabilities: the outputs have gone through a sigmoid; a pair where the teacher's differ in that.
     """
 
-    probabilities: bool = False
+    probabilities: Probabilities = False
 
     def compare(self, given: Given) -> Tensor:
         """The loss; labels are from 0 to 1."""
         ours, theirs = self.pair(given)
-        if self.against == "teacher" and not self.probabilities:
+        our_side, their_side = _sides(self.probabilities)
+        if self.against == "teacher" and not their_side:
             theirs = theirs.sigmoid()
-        if self.probabilities:
+        if our_side:
             log_not, log_s = _at_least_two(ours.unsqueeze(-1), probabilities=True).unbind(-1)
             ours = log_s - log_not
         values = functional.binary_cross_entropy_with_logits(ours, theirs, reduction="none")
@@ -328,6 +332,11 @@ def _at_least_two(x: Tensor, *, probabilities: bool) -> Tensor:  # [..., K] -> [
 def _names(output: Output) -> tuple[str | None, str | None]:
     """The student's and the teacher's name of an output."""
     return output if isinstance(output, tuple) else (output, output)
+
+
+def _sides(probabilities: Probabilities) -> tuple[bool, bool]:
+    """Whether the student's and the teacher's outputs are probabilities."""
+    return probabilities if isinstance(probabilities, tuple) else (probabilities, probabilities)
 
 
 def _needs(output: Output, mask: str | None) -> Needs:

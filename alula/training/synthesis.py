@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from alula.errors import DataError, ModelError
+from alula.graph.ending import gives_probabilities
 from alula.graph.lifting import LiftedGraph
 from alula.graph.model import Model
 from alula.graph.trainable import trainable
@@ -164,7 +165,7 @@ class _Search:
         loss = statistics_distance([statistics_of(x) for x in read], [goal.remembered for goal in self.goals])
         if classes is None:
             return loss
-        entropy = CrossEntropy(probabilities=_gives_probabilities(self.model))
+        entropy = CrossEntropy(probabilities=gives_probabilities(self.model))
         smoothness = [VARIATION_WEIGHT * total_variation(x) for x in inputs if x.ndim == 4]
         return torch.stack([loss, entropy({"output": outputs[0]}, {}, classes), *smoothness]).sum()
 
@@ -228,11 +229,6 @@ def _batch_sizes(count: int, limit: int, *, fixed: bool) -> list[int]:
 
 def _types(model: Model) -> list[torch.dtype]:
     return [torch.from_numpy(np.empty(0, spec.dtype)).dtype for spec in model.inputs]
-
-
-def _gives_probabilities(model: Model) -> bool:
-    producer = model.graph.outputs[0].producer()
-    return producer is not None and producer.op_type in ("Softmax", "Sigmoid")
 
 
 def _targets(classes: Sequence[int] | np.ndarray, count: int) -> Tensor:

@@ -93,7 +93,9 @@ class Teacher:
             except damaged as error:
                 _log.warning("%s is made anew: it is damaged (%s)", path, error)
             else:
-                return kept
+                if all(len(tensor) == len(batch) for tensor in kept.values() if tensor.ndim):
+                    return kept
+                _log.warning("%s is made anew: it is of other rows", path)
         answers = {name: tensor.float().contiguous() for name, tensor in self._compute(batch.inputs).items()}
         with appearing(path) as partial:
             stored.save_file(answers, partial)

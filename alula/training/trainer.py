@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from alula.errors import AlulaError, DataError, RecipeError, StorageError
+from alula.errors import AlulaError, DataError, RecipeError, StorageError, require
 from alula.examples import hash_all
 from alula.graph.model import Model, Note
 from alula.storage import storing
@@ -25,6 +25,7 @@ from alula.training.batches import Batches, RowBatches
 from alula.training.checkpoint import load_state, save_state
 from alula.training.learner import Diverged, Learner
 from alula.training.loss import Loss
+from alula.training.modules import in_bfloat16
 from alula.training.scoring import Score
 from alula.training.teacher import Teacher, check_teacher
 from alula.training.training import Training
@@ -84,12 +85,14 @@ class Around:
         folder: where the state is kept, so that the same call goes on after a kill.
         report: is told after every step.
         answers: folder where what teachers say of each batch is kept for other students.
+        frozen: initializers that stay as they are, where they are weights at all.
     """
 
     score: Score | None = None
     folder: Path | None = None
     report: Callable[[Progress], None] | None = None
     answers: Path | None = None
+    frozen: tuple[str, ...] = ()
 
 
 def train(
@@ -125,13 +128,21 @@ def train(
     for one in teachers:
         check_teacher(one, model)
     around = around or Around()
+    with torch.random.fork_rng():  # the user's own draws go on as if nothing had been trained
+        return _train(model, batches, loss, training, teachers=teachers, around=around)
+
+
+def _train(
+    model: Model, batches: Batches, loss: Loss, training: Training, *, teachers: Sequence[Model], around: Around
+) -> Trained:
     teacher = _teacher_of(teachers, batches, loss, training, around.answers) if teachers else None
     first = next(batches.epoch(0), None)
     if first is None:
         raise DataError("the data gave no batch; give at least one row")
-    learner = Learner(model, loss, training, first, teacher(first) if teacher else None)
+    learner = Learner(model, loss, training, first, told=teacher(first) if teacher else None,
+                      frozen=around.frozen)  # fmt: skip
     identity = hash_all([model.fingerprint, training, loss, [one.fingerprint for one in teachers], batches.identity(),
-                         around.score])  # fmt: skip
+                         around.score, around.frozen])  # fmt: skip
     run = _Run(learner, batches, training, teacher, around)
     return run.go(identity)
 
@@ -141,10 +152,12 @@ def _teacher_of(
 ) -> Teacher:
     """The teacher, who keeps what can be kept."""
     wanted, precision = loss.needs().teacher, training.precision
+    device = require("accelerate", "compress").Accelerator().device
     rows = batches.rows if isinstance(batches, RowBatches) and not batches.augments else 0
     folder = None
     if answers is not None:
-        key = hash_all([[one.fingerprint for one in models], batches.identity(), sorted(wanted), precision])
+        key = hash_all([[one.fingerprint for one in models], batches.identity(), sorted(wanted),
+                        in_bfloat16(precision, device)])  # fmt: skip
         folder = answers / key[:16]
         with storing(f"make {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +187,6 @@ class _Run:
     def go(self, identity: str) -> Trained:
         """Train to the end, from where an earlier run of the same identity stopped."""
         self.identity = identity
-        with torch.random.fork_rng():  # the user's own draws go on as if nothing had been trained
-            return self._go()
-
-    def _go(self) -> Trained:
         self._resume()
         good = _copied(self.learner.state())
         try:

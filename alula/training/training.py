@@ -91,6 +91,7 @@ class Training:
             ),
             ("precision", "auto, float32 or bfloat16", self.precision in ("auto", "float32", "bfloat16")),
             ("averaging", "at least 0 and below 1", 0 <= self.averaging < 1),
+            ("gradual", "a Gradual, or None", self.gradual is None or isinstance(self.gradual, Gradual)),
             ("scale_rate", "at least 0 and below 1", 0 <= self.scale_rate < 1),
             ("clip", "above 0, or None", self.clip is None or self.clip > 0),
             (

@@ -89,6 +89,26 @@ GRAPHS = {
         "y = MatMul (s, t) }"),
         {"w": (6, 8)}, [],
     ),
+    "a product by Gemm of what does not vanish": (
+        ("n (float[b, 6] x) => (float[b, b] y) { h = MatMul (x, w) s = Sigmoid (h)"
+        "y = Gemm <transB = 1> (s, s) }"),
+        {"w": (6, 8)}, [],
+    ),
+    "a product by Gemm of what vanishes": (
+        ("n (float[b, 6] x) => (float[b, b] y) { h = MatMul (x, w) s = Relu (h) y = Gemm <transB = 1> (s, s) }"),
+        {"w": (6, 8)}, [8],
+    ),
+    "slices of bounds in 32 bits": (
+        ("n (float[b, 6] x) => (float[b, 3] y) <int32[1] one = {1}, int32[1] s = {0}, int32[1] m = {5},"
+        "int32[1] e = {8}> { h = MatMul (x, w) l = Slice (h, s, m, one) r = Slice (h, m, e, one)"
+        "p = MatMul (l, a) q = MatMul (r, c) y = Add (p, q) }"),
+        {"w": (6, 8), "a": (5, 3), "c": (3, 3)}, [3, 5],
+    ),
+    "a sum over no axis": (
+        ("n (float[b, 6] x) => (float[b, 3] y) { h = MatMul (x, w)"
+        "r = ReduceSum <noop_with_empty_axes = 1> (h) y = MatMul (r, v) }"),
+        IN_OUT, [8],
+    ),
     "a sum of what vanishes": (
         ("n (float[b, 6] x) => (float[b] y) <int64[1] one = {1}> { h = MatMul (x, w) r = Relu (h)"
         "y = ReduceSum <keepdims = 0> (r, one) }"),

@@ -192,3 +192,49 @@ def test_a_goal_is_something_that_can_be(settings: dict) -> None:
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(RecipeError):
         Pruning(**settings)
+
+
+class Bottleneck(nn.Module):
+    """Two residual blocks that are narrow inside, so that both their insides and they themselves may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 2)
+        self.narrow = nn.ModuleList(nn.Conv2d(16, 8, 1) for _ in range(2))
+        self.across = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.back = nn.ModuleList(nn.Conv2d(8, 16, 1) for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(images))
+        for narrow, across, back in zip(self.narrow, self.across, self.back, strict=True):
+            x = torch.relu(x + back(torch.relu(across(torch.relu(narrow(x))))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_blocks_go_together_with_units_of_the_stream_they_are_on() -> None:
+    torch.manual_seed(0)
+    network = alula.export_module(Bottleneck(), torch.zeros(2, 3, 8, 8))
+    settings = Pruning(scope="sensitivity", blocks=True, multiple=1)
+    for macs in (1.3, 2.0, 4.0, 8.0):
+        smaller = alula.prune(network, *rows(32), goal=Goal(macs=macs), pruning=settings)
+        assert times("macs", network, smaller) >= macs
+        assert next(iter(smaller.run({"images": rows(3)[0]}).values())).shape == (3, 2)
+
+
+def test_the_least_that_stays_is_of_the_original_however_many_rounds(model: Model) -> None:
+    settings = Pruning(rounds=4, least=0.5, multiple=1)
+    smaller = alula.prune(model, *rows(64), goal=Goal(macs=2.5), pruning=settings)
+    sizes = {one.name: one.size for one in find_couplings(model)}
+    left = {one.name: one.size for one in find_couplings(smaller)}
+    assert all(left[name] >= size / 2 for name, size in sizes.items())
+    assert min(left[name] / size for name, size in sizes.items()) < 0.6  # it is used
+    with pytest.raises(RecipeError, match="within the limits"):
+        alula.prune(model, *rows(64), goal=Goal(macs=6.0), pruning=settings)
+
+
+def test_a_criterion_that_tells_nothing_of_a_layer_says_so(model: Model) -> None:
+    settings = Pruning(criterion="batch-norm scale", multiple=1)
+    smaller = alula.prune(model, *rows(32), goal=Goal(macs=1.3), pruning=settings)
+    assert any("batch-norm scale tells nothing of them" in str(note) for note in smaller.notes)
+    with pytest.raises(RecipeError, match="does not compare with what it tells of others"):
+        alula.prune(model, *rows(32), goal=Goal(macs=1.3), pruning=Pruning("batch-norm scale", "absolute", multiple=1))
