@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from alula.errors import DataError
-from alula.graph.model import Model, Note, TensorSpec
+from alula.graph.feeds import feeds_of
+from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
@@ -20,9 +21,8 @@ from alula.techniques.float32 import in_float32
 if TYPE_CHECKING:
     import torch
 
-Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]]
+Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
 
-ROWS = 16  # of calibration data at a time, where the batch is free
 _log = logging.getLogger(__name__)
 
 
@@ -46,8 +46,8 @@ def quantize(
 
     Args:
         model: a Model, the path of an ONNX file, or a module (with ``example``).
-        data: calibration inputs: the rows of one array (models of one input), or of an array per input name; or feeds,
-            one after another, which may come from a generator.
+        data: calibration inputs: the rows of one array (models of one input), or of an array per input name; or feeds
+            or batches, one after another, which may come from a generator.
         technique: what to do instead.
         example: inputs to export the module with (see :func:`alula.graph.export.as_model`).
         include: patterns of the layers to treat, over names, or ``Op:Conv`` by operator.
@@ -69,7 +69,7 @@ def quantize(
     requests = requests_of(recipe, original)
     if requests and data is None:
         raise DataError(f"{type(technique).__name__} needs calibration data; pass data=...")
-    statistics = collect(in_float32(original), _feeds(original.inputs, data), requests) if requests else Statistics()
+    statistics = collect(in_float32(original), feeds_of(original.inputs, data), requests) if requests else Statistics()
     result = apply_recipe(original, recipe, statistics)
     notes = []
     if not isinstance(technique, Float16) and not quantized_operators(result.graph.all_nodes()):
@@ -91,37 +91,3 @@ def _default(operators: set[str], data: Data | None) -> tuple[Technique, str]:
     if operators & {"MatMul", "Gemm"}:
         return QuantizeDynamic(), "there is no calibration data and the layers have a MatMul or Gemm"
     return QuantizeWeights(), "there is no calibration data and no layer is a MatMul or Gemm"
-
-
-def _feeds(specs: Sequence[TensorSpec], data: Data | None) -> Iterator[Mapping[str, np.ndarray]]:
-    """Feeds for the graph, one after another."""
-    if isinstance(data, np.ndarray):
-        if len(specs) != 1:
-            raise DataError(f"one array is for models of one input, this has {', '.join(spec.name for spec in specs)}")
-        data = {specs[0].name: data}
-    if isinstance(data, Mapping):
-        yield from _rows(specs, data)
-        return
-    if isinstance(data, (str, bytes, Path)) or not isinstance(data, Iterable):
-        raise DataError(f"calibration data is arrays, or an iterable of feeds by input name, got {type(data).__name__}")
-    for feed in data:
-        if not isinstance(feed, Mapping):
-            raise DataError(f"a feed is a mapping from input names to arrays, got {type(feed).__name__}")
-        yield feed
-
-
-def _rows(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
-    """Slices along axis 0, as long as the graph wants them; what is left over is dropped, and the log says so."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    lengths = {name: array.shape[0] if np.ndim(array) else 0 for name, array in arrays.items()}
-    count = min(lengths.values(), default=0)
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"calibration arrays must have the same number of rows, got {lengths}")
-    wanted = [spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)]
-    size = wanted[0] if wanted else min(ROWS, count)
-    if count == 0 or count < size:
-        raise DataError(f"calibration data has {count} rows, the model takes {max(size, 1)} at a time; give more")
-    if wanted and count % size:
-        _log.warning("calibration: %d rows left over, the model takes %d at a time", count % size, size)
-    for start in range(0, count - (size - 1 if wanted else 0), size):
-        yield {name: array[start : start + size] for name, array in arrays.items()}

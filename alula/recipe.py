@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from types import NoneType
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
-
-import numpy as np
+from typing import Any
 
 from alula.errors import DataError, RecipeError, at
+from alula.graph.export import as_model
+from alula.graph.feeds import feeds_of
 from alula.graph.layers import Layer, select
-from alula.graph.load import load_model
 from alula.graph.model import Model, Note
+from alula.graph.shapes import with_shapes
 from alula.graph.statistics import AnyRequest, Statistics, collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
+from alula.settings import check_settings, expect
 from alula.techniques import (
     Cluster,
     Context,
@@ -46,8 +45,6 @@ _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
 
 
-Feeds: TypeAlias = Mapping[str, np.ndarray]
-
 _NO_LAYERS = (
     "did nothing, as no layer has weights in plain sight; a step that stores weights in another form, such as Float16, "
     "comes last"
@@ -64,8 +61,7 @@ class Step:
     part: str = "*"
 
     def __post_init__(self) -> None:
-        if isinstance(self.include, str) or isinstance(self.exclude, str):
-            raise RecipeError(f"include and exclude are tuples of patterns, got {self.include!r} and {self.exclude!r}")
+        check_settings(self)
 
     def layers(self, model: Model) -> tuple[Layer, ...]:
         """The layers of a model that this step is for.
@@ -110,6 +106,9 @@ class Recipe:
     """Steps, done in order."""
 
     steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain data."""
@@ -162,18 +161,19 @@ def requests_of(recipe: Recipe, model: Model, part: str = "model") -> frozenset[
 
 
 def apply_recipe(
-    model: Model | str | Path,
+    model: Any,
     recipe: Recipe,
-    calibration: Statistics | Iterable[Feeds] | None = None,
+    calibration: Any = None,
     part: str = "model",
 ) -> Model:
     """Do all steps for a part, in order; the model itself is not changed.
 
     Args:
-        model: a Model, or the path of an ONNX file.
+        model: a Model, the path of an ONNX file, or an ONNX message.
         recipe: the steps.
-        calibration: for techniques that read data. Feeds, such as a list of them: each step sees what the graph makes
-            of them by then. Or :class:`Statistics` that were collected once, on the original (:func:`requests_of`).
+        calibration: for techniques that read data. Rows of one array, or of an array per input name; or feeds, such
+            as a list of them or a ``DataLoader``: each step sees what the graph makes of them by then. Or
+            :class:`Statistics` that were collected once, on the original (:func:`requests_of`).
         part: which part of a task the model is.
 
     Raises:
@@ -181,27 +181,28 @@ def apply_recipe(
         DataError: feeds do not fit, or can be walked through only once.
         ModelError: the file is no model, or statistics are missing that a technique needs.
     """
-    if not isinstance(calibration, Statistics | None) and iter(calibration) is calibration:
+    expect("recipe", recipe, Recipe)
+    if isinstance(calibration, Iterator):
         raise DataError("a generator can be walked through once, and each step walks through all feeds; give a list")
-    model = model if isinstance(model, Model) else load_model(model)
+    graph = as_model(model)
     for number, step in enumerate(steps_for(recipe, part), 1):
         name = f"step {number}, {type(step.technique).__name__}"
         with at(name):
-            layers = step.layers(model)
+            layers = step.layers(graph)
             notes = [] if layers else [Note(name, _NO_LAYERS)]
-            model = step.technique.apply(model, Context(layers, _seen(model, step.technique, layers, calibration)))
-            model = model.edited(model.edit(), notes) if notes else model
-    return model
+            graph = step.technique.apply(graph, Context(layers, _seen(graph, step.technique, layers, calibration)))
+            graph = with_shapes(graph.edited(graph.edit(), notes) if notes else graph)
+    return graph
 
 
-def _seen(
-    model: Model, technique: Technique, layers: Sequence[Layer], calibration: Statistics | Iterable[Feeds] | None
-) -> Statistics:
+def _seen(model: Model, technique: Technique, layers: Sequence[Layer], calibration: Any) -> Statistics:
     """What calibration tells a technique of the graph as it is now."""
-    if calibration is None or isinstance(calibration, Statistics):
-        return calibration or Statistics()
+    if isinstance(calibration, Statistics):
+        return calibration
     requests = technique.requests(model, layers)
-    return collect(model, calibration, requests) if requests else Statistics()
+    if requests and calibration is None:
+        raise DataError("reads what the graph computes on examples; give calibration=...")
+    return collect(model, feeds_of(model.inputs, calibration), requests) if requests else Statistics()
 
 
 def _fields(thing: Any) -> dict[str, Any]:
@@ -228,30 +229,10 @@ def _build(kind: type[Any], settings: Mapping[str, Any]) -> Any:
     if unknown := sorted(set(settings) - set(known)):
         raise RecipeError(f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
     values = {key: _value(value) for key, value in settings.items()}
-    for key, value in values.items():
-        _check_kind(kind, key, value)
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{kind.__name__} does not take {dict(settings)}: {error}") from error
-
-
-def _check_kind(owner: type[Any], name: str, value: Any) -> None:
-    """Raise RecipeError unless the value is of the kind that the setting is annotated with."""
-    hint = get_type_hints(owner)[name]
-    kinds = {bool: "true or false", float: "a number", int: "a whole number", str: "text", NoneType: "null"}
-    listed = {type(word) if isinstance(word, str) else word for word in get_args(hint)}  # of a Literal: its words
-    wanted = {kind: words for kind, words in kinds.items() if kind in (listed or {hint})}
-    if get_origin(hint) is tuple or any(get_origin(one) is tuple for one in get_args(hint)):
-        fits, wanted = isinstance(value, tuple | int), {**wanted, tuple: "a list of texts"}
-    elif not wanted:  # a range method
-        fits, wanted = isinstance(value, tuple(_RANGES.values())), {object: "a range method"}
-    elif isinstance(value, bool):
-        fits = bool in wanted
-    else:
-        fits = isinstance(value, (*wanted, int) if float in wanted else tuple(wanted))
-    if not fits:
-        raise RecipeError(f"{name} of {owner.__name__} must be {' or '.join(wanted.values())}, got {value!r}")
 
 
 def _value(data: Any) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from alula.errors import AlulaError, DataError, ModelError, RecipeError
-from alula.quantization import ROWS, _feeds, quantize
+from alula.graph.feeds import ROWS, feeds_of
+from alula.quantization import quantize
 from alula.techniques import Float16, Quantize
 from alula.testing.conformance import relative_error
 from alula.testing.models import (
@@ -117,11 +118,11 @@ def test_rows_come_in_slices_that_the_graph_takes(caplog):
     free, fixed = convolution_network().inputs, model_from_text(
         "net (float[4, 2] x) => (float[4, 2] y) { y = Relu (x) }"
     ).inputs  # fmt: skip
-    assert [len(feed["image"]) for feed in _feeds(free, images(37))] == [ROWS, ROWS, 5]
-    assert [len(feed["x"]) for feed in _feeds(fixed, np.zeros((10, 2), np.float32))] == [4, 4]
+    assert [len(feed["image"]) for feed in feeds_of(free, images(37))] == [ROWS, ROWS, 5]
+    assert [len(feed["x"]) for feed in feeds_of(fixed, np.zeros((10, 2), np.float32))] == [4, 4]
     assert "2 rows left over" in caplog.text
     with pytest.raises(DataError, match="has 3 rows, the model takes 4"):
-        list(_feeds(fixed, np.zeros((3, 2), np.float32)))
+        list(feeds_of(fixed, np.zeros((3, 2), np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_rows_come_in_slices_that_the_graph_takes(caplog):
         (np.ones((), np.float32), "0 rows"),
         ("images.npz", "got str"),
         (3, "got int"),
-        ([np.zeros((1, 3, 8, 8), np.float32)], "a feed is a mapping"),
+        ([3], "a feed is a mapping"),
         (np.zeros((2, 3, 8, 9), np.float32), "image"),
         (np.zeros((2, 3, 8, 8)), "float64"),
         ({"picture": np.zeros((2, 3, 8, 8), np.float32)}, "missing.*image"),

@@ -54,7 +54,10 @@ def as_model(thing: Model | str | Path | onnx.ModelProto | torch.nn.Module, exam
         return model_from_proto(copy)
     if hasattr(thing, "state_dict") and hasattr(thing, "forward"):
         if example is None:
-            raise ModelError(f"a module needs example inputs to be exported; pass example=... for {_name(thing)}")
+            raise ModelError(
+                "a module needs example inputs to be exported: export_module(module, example) makes a Model of "
+                f"{_name(thing)}, or pass example=... where it is taken"
+            )
         return export_module(thing, example)
     raise ModelError(
         "a model is an alula Model, the path of an .onnx file, an onnx ModelProto or a torch.nn.Module, "

@@ -106,7 +106,7 @@ class Lift:
         self._names: dict[str, str] = {}
         self._codes: dict[str, str] = {}
         self._constants: dict[ir.Value, fx.Node] = {}
-        self._statistics = set(_statistics(model.graph))
+        self._statistics = {*_statistics(model.graph), *_dynamic_scales(model.graph)}
         self._scales = set(_scales(model.graph)) - self._statistics
         self._scale_paths: list[str] = []
 
@@ -304,6 +304,14 @@ def _statistics(graph: ir.Graph) -> Iterator[ir.Value]:
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is not None:
                 yield value
+
+
+def _dynamic_scales(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Scales of weights that are codes beside inputs quantized at run time: without the codes, they are not trained."""
+    for node in graph:
+        if node.op_type == "DynamicQuantizeLinear":
+            for use in node.outputs[1].uses():
+                yield from (value for value in use.node.inputs if value is not None and value.const_value is not None)
 
 
 def _scales(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -58,6 +58,11 @@ def load_model(path: str | Path, *, allow_quantized: bool = False) -> Model:
         ModelError: the file is missing, damaged, hostile, of an unknown version, has NaN in its weights, or is
             quantized already; the message names the tensor or node and the fix.
     """
+    if not isinstance(path, str | Path):
+        raise ModelError(
+            f"load_model opens the path of an .onnx file, got {type(path).__name__}; all that takes a model takes an "
+            "onnx ModelProto too, and a torch.nn.Module goes through export_module(module, example)"
+        )
     path = Path(path)
     with at(str(path)):
         return model_from_proto(_parse(_read(path)), folder=path.parent, allow_quantized=allow_quantized)

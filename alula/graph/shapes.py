@@ -54,6 +54,16 @@ def _shapes_for(model: ir.Model, given: Mapping[str, Shape]) -> dict[str, Shape 
     return {name: _static(values[name]) for name in names}
 
 
+def with_shapes(model: Model) -> Model:
+    """The model with types and shapes written at every tensor where they can be told; itself where none lacks any."""
+    if all(value.shape is not None and value.type is not None for node in model.graph for value in node.outputs):
+        return model
+    graph = model.edit()
+    annotate_shapes(graph)
+    settle_lengths(graph)
+    return model.edited(graph)
+
+
 def settle_lengths(model: ir.Model) -> None:
     """Write down, in place, the lengths that no free axis of the inputs has a part in: of heads, of their features.
 

@@ -44,6 +44,7 @@ from alula.numerics.grids import (
     quantize,
     scale_and_zero_point,
 )
+from alula.settings import check_settings
 
 Array: TypeAlias = NDArray[Any]
 Range: TypeAlias = tuple[float, float]
@@ -81,6 +82,7 @@ class Percentile:
     percentile: float = 99.99
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 < self.percentile <= 100:
             raise RecipeError(f"a percentile lies above 0 and up to 100, got {self.percentile}")
 
@@ -110,6 +112,7 @@ class MeanSquaredError:
     candidates: int = 100
 
     def __post_init__(self) -> None:
+        check_settings(self)
         _require_candidates(self.candidates)
 
     def range(self, values: ArrayLike, counts: ArrayLike, grid: Grid) -> Range:
@@ -147,6 +150,7 @@ class Entropy:
     candidates: int = 100
 
     def __post_init__(self) -> None:
+        check_settings(self)
         _require_candidates(self.candidates)
         if self.bins < 2:
             raise RecipeError(f"a distribution needs at least 2 bins, got bins={self.bins}")

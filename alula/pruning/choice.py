@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from alula.errors import RecipeError
 from alula.numerics.allocation import Limits
-from alula.techniques.criteria import CRITERIA, CriterionName
+from alula.settings import check_settings
+from alula.techniques.criteria import CriterionName
 
 BLOCKS: Final = (16, 8)  # channels that kernels of CPUs compute at once
 
@@ -31,7 +33,7 @@ class Pruning:
         least: share of its units that a coupling keeps at least.
         multiple: what the number of units that a coupling keeps is a multiple of. Kernels compute channels in blocks,
             and are slower on widths between; so without a number it is 16 or 8, where the coupling's own width is a
-            multiple of that and twice as large at least.
+            multiple of that and twice as large at least; or less, where the goal would be passed by far.
         rounds: in how many rounds of pruning and training the goal is met.
         seed: of the random criterion, and of the rows that the criterion sees.
     """
@@ -47,25 +49,24 @@ class Pruning:
     rounds: int = 1
     seed: int = 0
 
-    def limits(self, size: int) -> Limits:
+    def limits(self, size: int, blocks: Sequence[int] = BLOCKS) -> Limits:
         """What a coupling of so many units keeps.
+
+        Args:
+            size: of the coupling.
+            blocks: what its width is to be a multiple of, where nothing is asked for.
 
         >>> [Pruning().limits(size).multiple for size in (12, 16, 48, 40, 100)]
         [1, 8, 16, 8, 1]
         """
-        blocks = (block for block in BLOCKS if size % block == 0 and size >= 2 * block)
-        return Limits(self.least, next(blocks, 1) if self.multiple is None else self.multiple)
+        fitting = (block for block in blocks if size % block == 0 and size >= 2 * block)
+        return Limits(self.least, next(fitting, 1) if self.multiple is None else self.multiple)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.limits(1)
-        scopes = ("global", "absolute", "sensitivity", "uniform")
-        if self.criterion not in CRITERIA or self.scope not in scopes:
-            raise RecipeError(f"criterion must be one of {', '.join(CRITERIA)}, and scope one of {', '.join(scopes)}; "
-                              f"got {self.criterion!r} and {self.scope!r}")  # fmt: skip
         if self.blocks and self.scope != "sensitivity":
             raise RecipeError(f"blocks compare with units by sensitivity alone, got scope {self.scope!r}")
         for name, value, least in (("rounds", self.rounds, 1), ("seed", self.seed, 0), ("multiple", self.multiple, 1)):
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and value < least:
                 raise RecipeError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if isinstance(self.include, str) or isinstance(self.exclude, str):
-            raise RecipeError(f"include and exclude are tuples of patterns, got {self.include!r} and {self.exclude!r}")

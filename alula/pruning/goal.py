@@ -15,6 +15,7 @@ from alula.graph.cost import measure_cost
 from alula.graph.model import Model
 from alula.measurement import Measurement
 from alula.measurement.latency import compare_latency, take_turns
+from alula.settings import check_settings
 from alula.targets import OnnxRuntime, Target
 
 Kind = Literal["macs", "parameters", "latency"]
@@ -39,6 +40,7 @@ class Goal:
     target: Target = field(default_factory=lambda: OnnxRuntime(threads=1))
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.wanted():
             raise RecipeError("a goal is macs, parameters or latency, or several of them; got none")
         for kind, times in self.wanted().items():

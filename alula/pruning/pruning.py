@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alula.errors import RecipeError, at
 from alula.examples import hash_all
 from alula.graph.load import load_model
 from alula.graph.model import Model, Note
@@ -13,11 +14,14 @@ from alula.pruning.choice import Pruning
 from alula.pruning.goal import Goal, Stopwatch, counted
 from alula.pruning.ladders import Feeds
 from alula.pruning.step import Step, calibration_batches, one_example
+from alula.settings import expect
 from alula.storage import storing
 from alula.training.batches import batches_of
 from alula.training.finetuning import Stage, distill, entered, teaching_loss
 from alula.training.scoring import Validation
 from alula.training.training import Training
+
+NOTICEABLE = 1.1  # times fewer multiplications, from which on time is expected to follow
 
 
 def prune(
@@ -47,6 +51,11 @@ def prune(
         RecipeError: the goal cannot be met within the limits (the message says how far it goes), or nothing can go.
         TrainingError, DataError, ModelError: as for :func:`alula.finetune`.
     """
+    expect("goal", goal, Goal)
+    expect("pruning", pruning, Pruning | None)
+    expect("out", out, str | Path | None)
+    if training is None and validation is not None:
+        raise RecipeError("validation judges what is trained; give training=..., too, or leave it out")
     pruning = pruning or Pruning()
     original = entered(model, data)
     batches = calibration_batches(original, data, labels, seed=pruning.seed)
@@ -67,7 +76,8 @@ def _recalled(place: Path, step: Step, share: float, identity: Sequence[Any]) ->
     """The pruned graph of a round, read back where an interrupted run had made it: timing is never the same twice."""
     path = place / f"pruned-{hash_all([*identity, share])[:12]}.onnx"
     if path.is_file():
-        return load_model(path)
+        with at("damaged; remove it, and the same call makes it anew"):
+            return load_model(path)
     with storing(f"make {place}"):
         place.mkdir(parents=True, exist_ok=True)
     smaller = step.pruned(share)
@@ -86,10 +96,12 @@ def _what_it_came_to(original: Model, smaller: Model, goal: Goal, example: Feeds
         f"{faster.value:.2f} times faster on {goal.target.name} ({faster.low:.2f} to {faster.high:.2f})"
     )
     notes = [Note("pruning", text)]
-    if faster.value < 1 + (counts["macs"] - 1) / 2:
+    if counts["macs"] > NOTICEABLE and (faster.high or faster.value) < 1 + (counts["macs"] - 1) / 2:
         text = (
             "the time did not fall with the multiplications: kernels compute channels in blocks, and what is "
-            "no product stays; a goal of latency takes out what saves time"
+            "no product stays"
         )
+        if goal.latency is None:
+            text += "; a goal of latency takes out what saves time"
         notes.append(Note("pruning", text))
     return notes

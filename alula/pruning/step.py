@@ -19,9 +19,10 @@ from alula.graph.layers import select
 from alula.graph.model import Model, Note
 from alula.graph.removal import remove_units
 from alula.graph.statistics import Statistics, collect
+from alula.graph.staying import why_none_goes
 from alula.numerics.allocation import Limits, least_important, rounded_down
 from alula.numerics.ladders import climb, convex_ladder
-from alula.pruning.choice import Pruning
+from alula.pruning.choice import BLOCKS, Pruning
 from alula.pruning.goal import Goal, Kind, relative_costs
 from alula.pruning.ladders import (
     Feeds,
@@ -47,6 +48,7 @@ SENSITIVITY_BATCHES: Final = 4  # of those, to measure how far outputs move
 DAMPING: Final = 0.01  # of the brain surgeon's second moments
 TOLERANCE: Final = 0.01  # of the goal: how much more than it may be saved
 TRIES: Final = 12
+FAR: Final = 1.15  # of the goal: what is passed further than that is tried again with finer widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Step:
         self._layers = select(model.layers(), pruning.include, pruning.exclude)
         self._couplings = computed_by(model, self._layers)
         if not self._couplings:
-            raise RecipeError("no units of the chosen layers can go: all are read as a whole, or given out")
+            raise RecipeError(f"no units of the chosen layers can go; {why_none_goes(model, self._layers)}")
         self._example = one_example(model, batches)
         self._original_sizes = {one.name: one.size for one in find_couplings(original)}
         self._costs = relative_costs(original, goal, self._example)
@@ -82,12 +84,48 @@ class Step:
         Raises:
             RecipeError: the limits do not let that much go.
         """
-        importances = self._importances()
-        choose = self._uniformly(importances) if self._pruning.scope == "uniform" else self._by_harm(importances)
-        wanted = self._goal.wanted(share)
-        gone = meet(choose, lambda gone: self._saved(gone, wanted), wanted)
+        importances, wanted = self._importances(), self._goal.wanted(share)
+        gone, notes = self._nearest(importances, wanted)
         smaller = without(self._made_up(gone.units), gone)
-        return smaller.edited(smaller.edit(), self._notes)
+        return smaller.edited(smaller.edit(), [*self._notes, *notes])
+
+    def _nearest(self, importances: list[np.ndarray], wanted: Mapping[Kind, float]) -> tuple[Gone, list[Note]]:
+        """What meets the goal; where widths that kernels like pass it by far, with finer ones."""
+        tried: list[tuple[float, Gone, tuple[int, ...]]] = []
+        unmet: RecipeError | None = None
+        for blocks in self._widths():
+            by_harm = self._pruning.scope != "uniform"
+            choose = self._by_harm(importances, blocks) if by_harm else self._uniformly(importances, blocks)
+            try:
+                gone = meet(choose, lambda gone: self._saved(gone, wanted), wanted)
+            except RecipeError as error:
+                unmet = unmet or error
+                continue
+            passed = min(times / wanted[kind] for kind, times in self._saved(gone, wanted).items())
+            tried.append((passed, gone, blocks))
+            if passed <= FAR:
+                break
+        if not tried:
+            assert unmet is not None
+            raise unmet
+        passed, gone, blocks = min(tried, key=lambda one: one[0])
+        return gone, self._on_widths(tried, unmet, blocks)
+
+    def _widths(self) -> list[tuple[int, ...]]:
+        """Multiples to try for the widths of couplings, the one that kernels like best first."""
+        choices = [BLOCKS[number:] for number in range(len(BLOCKS) + 1)]
+        limits = {tuple(self._limits(one, blocks) for one in self._couplings): blocks for blocks in reversed(choices)}
+        return list(limits.values())[::-1]
+
+    @staticmethod
+    def _on_widths(tried: Sequence[tuple[float, Gone, tuple[int, ...]]], unmet: RecipeError | None,
+                   blocks: tuple[int, ...]) -> list[Note]:  # fmt: skip
+        first, *_ = tried
+        if blocks == first[2] and unmet is None:
+            return []
+        why = "could not be met" if unmet is not None else f"would be passed {first[0]:.2f} times"
+        finer = f"multiples of {blocks[0]}" if blocks else "any number of units"
+        return [Note("pruning", f"widths are {finer}: with the multiples that kernels like best, the goal {why}")]
 
     def _saved(self, gone: Gone, wanted: Mapping[Kind, float]) -> dict[Kind, float]:
         """How many times less of each kind; none behind the first that is far from enough, since timing takes long."""
@@ -122,33 +160,33 @@ class Step:
             )
         return or_magnitude(model, couplings, told)
 
-    def _limits(self, coupling: Coupling) -> Limits:
+    def _limits(self, coupling: Coupling, blocks: Sequence[int]) -> Limits:
         """What a coupling keeps: of what it had in the original, whatever earlier rounds took."""
         size = max(self._original_sizes.get(coupling.name, 0), coupling.size)
-        limits = self._pruning.limits(size)
+        limits = self._pruning.limits(size, blocks)
         return replace(limits, least=min(1.0, limits.least * size / coupling.size))
 
-    def _uniformly(self, importances: list[np.ndarray]) -> Choose:
+    def _uniformly(self, importances: list[np.ndarray], blocks: Sequence[int]) -> Choose:
         def choose(strength: float) -> Gone:
-            counts = [self._limits(one).removable(rounded_down(strength * one.size), one.size)
+            counts = [self._limits(one, blocks).removable(rounded_down(strength * one.size), one.size)
                       for one in self._couplings]  # fmt: skip
             pairs = zip(self._couplings, least_important(importances, counts), strict=True)
             return Gone({one.name: units.tolist() for one, units in pairs if len(units)})
 
         return choose
 
-    def _by_harm(self, importances: list[np.ndarray]) -> Choose:
+    def _by_harm(self, importances: list[np.ndarray], blocks: Sequence[int]) -> Choose:
         places: list[Place] = []
         harms = []
         for coupling, importance in zip(self._couplings, importances, strict=True):
-            rungs = rungs_of(coupling, importance, self._limits(coupling))
+            rungs = rungs_of(coupling, importance, self._limits(coupling, blocks))
             if rungs.counts:
                 places.append(rungs)
                 harms.append(self._harms(rungs, importance))
         if self._pruning.blocks:
-            blocks = blocks_apart(self._model, {layer.name for layer in self._layers})
-            places += blocks
-            harms += [self._measured(block) for block in blocks]
+            whole = blocks_apart(self._model, {layer.name for layer in self._layers})
+            places += whole
+            harms += [self._measured(block) for block in whole]
         kind = self._goal.kind
         savings = savings_of(self._model, places, self._costs[kind], self._example, smooth=kind != "latency")
         ladders = [convex_ladder(*pair) for pair in zip(harms, savings, strict=True)]

@@ -18,6 +18,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Statistics
 from alula.numerics.clusters import find_codebook, nearest
 from alula.numerics.grids import finite_float32
+from alula.settings import check_settings
 from alula.techniques.compensation import is_solvable, moments_of, why_no_moments
 from alula.techniques.technique import Context, other_readers, other_type
 
@@ -45,6 +46,7 @@ class Cluster:
     keep_zeros: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 2 <= self.values <= 256:
             raise RecipeError(f"values must be 2 to 256, got {self.values!r}; 16 make codes of 4 bits")
 

@@ -14,6 +14,7 @@ from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.running import Runner, relative_change
 from alula.graph.statistics import Request
+from alula.settings import check_settings
 from alula.techniques.technique import Context, check_weights
 
 Feeds = Mapping[str, np.ndarray]
@@ -32,11 +33,9 @@ class Drop:
     blocks: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.blocks, str) or not self.blocks or not all(isinstance(name, str) for name in self.blocks):
-            raise RecipeError(
-                f"blocks must be names of blocks, got {self.blocks!r}; choose_blocks tells the least harm"
-            )
-        object.__setattr__(self, "blocks", tuple(self.blocks))
+        check_settings(self)
+        if not self.blocks:
+            raise RecipeError("blocks must be names of blocks, got none; choose_blocks tells the least harm")
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:  # noqa: ARG002
         """None: the blocks were chosen before."""

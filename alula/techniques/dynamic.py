@@ -15,6 +15,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
 from alula.numerics.grids import Grid
 from alula.numerics.grids import quantize as quantize_array
+from alula.settings import check_settings
 from alula.techniques.technique import Context, other_type
 
 
@@ -34,6 +35,7 @@ class QuantizeDynamic:
     per_channel: bool = True
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 2 <= self.weight_bits <= 8:
             raise RecipeError(f"weight_bits must be 2 to 8, got {self.weight_bits}")
 

@@ -20,6 +20,7 @@ from alula.numerics.allocation import rounded_up
 from alula.numerics.grids import finite_float32
 from alula.numerics.ladders import Ladder as Rungs
 from alula.numerics.ladders import climb
+from alula.settings import check_settings
 from alula.techniques.compensation import is_solvable, moments_of, why_no_moments
 from alula.techniques.factor_chains import (
     Canonical,
@@ -66,10 +67,7 @@ class Factorize:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.by not in ("energy", "share", "rank", *_BUDGETS):
-            raise RecipeError(f"by must be energy, share, rank, parameters or macs, got {self.by!r}")
-        if self.method not in ("auto", "svd", "whitened", "tucker", "cp"):
-            raise RecipeError(f"method must be auto, svd, whitened, tucker or cp, got {self.method!r}")
+        check_settings(self)
         if self.by == "rank" and not (self.kept >= 1 and self.kept == int(self.kept)):
             raise RecipeError(f"kept must be a whole number from 1 on where it is a rank, got {self.kept!r}")
         if self.by != "rank" and not 0 < self.kept <= 1:

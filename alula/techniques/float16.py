@@ -13,6 +13,7 @@ from alula.graph.editing import Editor, set_input
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
+from alula.settings import check_settings
 from alula.techniques.technique import Context, other_readers
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -29,6 +30,9 @@ class Float16:
     """
 
     compute: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:  # noqa: ARG002
         """None: no data is needed."""

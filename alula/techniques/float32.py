@@ -1,4 +1,4 @@
-"""Full precision: a graph that computes in float16 becomes one that computes in float32."""
+"""Full precision: a graph that computes in float16, or stores its weights so, becomes one in float32."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from alula.graph.editing import Editor, set_input
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
+from alula.graph.tidy import tidy
 from alula.techniques.technique import Context
 
 _HALF, _FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -19,7 +20,7 @@ _HALF, _FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 @dataclass(frozen=True, slots=True)
 class Float32:
-    """Compute in float32 what the graph computes in float16; its inputs and outputs keep their types.
+    """Compute and store in float32 what the graph has in float16; its inputs and outputs keep their types.
 
     Integer kernels take float32 around them, and CPU runtimes cast float16 back and forth at each operator. The whole
     main graph is converted, whatever layers are chosen; a graph with bodies of If, Loop or Scan is left, and a note
@@ -37,11 +38,12 @@ class Float32:
 
 def in_float32(model: Model) -> Model:
     """The same graph in float32; the model itself where nothing is in float16."""
-    if not computes_in_float16(model):
+    if not _readers_of_halves(model.graph):
         return model
     if any(True for _ in model.graph.subgraphs()):
         return model.edited(model.edit(), [Note("float16", "stays: bodies of If, Loop or Scan are left as they are")])
     editor = Editor(model.edit())
+    _unpack(editor)
     for name in [name for name, value in editor.graph.initializers.items() if value.dtype == _HALF]:
         if not editor.value(name).is_graph_output():
             editor.replace_constant(name, editor.array(name).astype(np.float32))
@@ -56,13 +58,30 @@ def in_float32(model: Model) -> Model:
         for value in node.outputs:
             if value.dtype == _HALF and not value.is_graph_output():
                 value.type = ir.TensorType(_FULL)  # a clone shares types with its original
-    return model.edited(editor.model)
+    return tidy(model.edited(editor.model))  # casts that change nothing now hide weights
 
 
 def computes_in_float16(model: Model) -> bool:
     """Whether a weight of the graph is in float16 and read as such."""
-    readers = [use.node for value in model.graph.initializers.values() if value.dtype == _HALF for use in value.uses()]
-    return any(node.op_type != "Cast" for node in readers)
+    return any(node.op_type != "Cast" for node in _readers_of_halves(model.graph))
+
+
+def _readers_of_halves(graph: ir.Graph) -> list[ir.Node]:
+    return [use.node for value in graph.initializers.values() if value.dtype == _HALF for use in value.uses()]
+
+
+def _unpack(editor: Editor) -> None:
+    """Weights that are only stored in float16, and cast where they are read, in float32."""
+    for node in [node for node in _readers_of_halves(editor.graph) if node.op_type == "Cast"]:
+        value, stored = node.outputs[0], node.inputs[0]
+        if value.dtype != _FULL or value.is_graph_output() or stored is None:
+            continue
+        name = str(value.name)
+        array = editor.array(str(stored.name)).astype(np.float32)
+        editor.rename(value, f"{name}.cast")
+        value.replace_all_uses_with(editor.constant(name, array))
+        editor.remove(node)
+        editor.drop_constant(str(stored.name))
 
 
 def _retype(node: ir.Node) -> None:

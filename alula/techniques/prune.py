@@ -14,9 +14,11 @@ from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.removal import remove_units
 from alula.graph.statistics import AnyRequest
+from alula.graph.staying import why_none_goes, why_units_stay
 from alula.numerics.allocation import Limits, count_globally, count_uniformly, least_important
+from alula.settings import check_settings
 from alula.techniques.compensation import compensate, moment_requests
-from alula.techniques.criteria import CRITERIA, Criterion, CriterionName, criterion_named, or_magnitude
+from alula.techniques.criteria import Criterion, CriterionName, criterion_named, or_magnitude
 from alula.techniques.technique import Context, check_weights
 
 
@@ -51,14 +53,12 @@ class Prune:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 <= self.amount < 1:
             raise RecipeError(f"amount must be at least 0 and below 1, got {self.amount!r}; 0.3 takes out 30 %")
         if not 0 <= self.damping < float("inf"):
             raise RecipeError(f"damping must be at least 0 and finite, got {self.damping!r}")
         Limits(self.least, self.multiple)
-        if self.criterion not in CRITERIA or self.scope not in ("uniform", "global"):
-            raise RecipeError(f"criterion must be one of {', '.join(CRITERIA)}, and scope uniform or global; got "
-                              f"{self.criterion!r} and {self.scope!r}")  # fmt: skip
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """What the criterion reads, and second moments where layers make up for what they lose."""
@@ -90,8 +90,8 @@ class Prune:
             )
         if not couplings:
             raise RecipeError(
-                f"none of the {len(context.layers)} layers computes channels, heads or features that can go: what a "
-                "graph gives out, and what a softmax or layer normalisation reads as a whole, stays"
+                f"none of the {len(context.layers)} layers computes channels, heads or features that can go; "
+                f"{why_none_goes(model, context.layers)}"
             )
         told = self._criterion.importances(model, couplings, context.statistics)
         notes = untold_notes(couplings, told, self.criterion)
@@ -103,9 +103,7 @@ class Prune:
             notes.append(Note("pruning", "nothing was taken out: amount, least and multiple leave nothing to go"))
         produced = {member.initializer for one in couplings for member in one.members if member.produces}
         kept = [layer for layer in context.layers if layer.weight not in produced]
-        notes += [
-            Note(layer.name, "keeps its channels: they are read as a whole, or shared with others") for layer in kept
-        ]
+        notes += [Note(layer.name, f"keeps its channels: {_why_kept(model, layer, context.layers)}") for layer in kept]
         return smaller.edited(smaller.edit(), notes)
 
     def _least_important(
@@ -116,6 +114,16 @@ class Prune:
         counts = count(importances, self.amount, Limits(self.least, self.multiple))
         chosen = least_important(importances, counts)
         return {one.name: units.tolist() for one, units in zip(couplings, chosen, strict=True) if len(units)}
+
+
+def _why_kept(model: Model, layer: Layer, chosen: Sequence[Layer]) -> str:
+    """Why the units of a chosen layer are not among those that may go."""
+    for coupling in find_couplings(model):
+        produced = {member.initializer for member in coupling.members if member.produces}
+        if layer.weight in produced:
+            others = produced - {weight for one in chosen for weight in one.weights}
+            return f"they are one with those of {', '.join(sorted(others)[:3])}, which was not chosen"
+    return why_units_stay(model, layer)
 
 
 def untold_notes(couplings: Sequence[Coupling], told: Sequence[object | None], criterion: str) -> list[Note]:

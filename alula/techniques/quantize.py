@@ -17,6 +17,7 @@ from alula.numerics.correction import expected_error_bias
 from alula.numerics.grids import Floats, Grid, Quantized, codes_from, finite_float32, scale_and_zero_point
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
+from alula.settings import check_settings
 from alula.techniques.biases import alpha_of, put_bias
 from alula.techniques.pairs import Parameters, insert_pair, parameters_of, source_of
 from alula.techniques.placement import STATIC, Placement, place
@@ -62,6 +63,7 @@ class Quantize:
     outputs: bool = True
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 2 <= self.weight_bits <= 8:
             raise RecipeError(f"weight_bits must be 2 to 8, got {self.weight_bits}")
         if self.activation_bits not in {2, 3, 4, 5, 6, 7, 8, 16}:

@@ -32,6 +32,7 @@ from alula.graph.editing import Editor, set_input
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import Request
+from alula.settings import check_settings
 from alula.techniques.technique import Context, other_readers
 
 ROW: Final = 256
@@ -57,6 +58,7 @@ class StoreSparse:
     least_gain: float = 1.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.least_gain >= 0:
             raise RecipeError(f"least_gain must be at least 0, got {self.least_gain!r}; 1.5 asks for a third less")
 

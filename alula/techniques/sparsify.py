@@ -26,6 +26,7 @@ from alula.numerics.sparsity import (
     least_of_rows,
     weigh_by_inputs,
 )
+from alula.settings import check_settings
 from alula.techniques.compensation import moments_of
 from alula.techniques.rounding import unknown_inputs
 from alula.techniques.technique import Context, other_readers
@@ -66,13 +67,11 @@ class Sparsify:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if (self.amount is None) == (self.pattern is None):
             raise RecipeError(f"give either an amount or a pattern, got {self.amount!r} and {self.pattern!r}")
         if self.amount is not None:
             count_removed(0, self.amount)
-        if self.criterion not in _CRITERIA or self.scope not in _SCOPES:
-            raise RecipeError(f"criterion must be one of {', '.join(_CRITERIA)}, and scope one of "
-                              f"{', '.join(_SCOPES)}; got {self.criterion!r} and {self.scope!r}")  # fmt: skip
         if self.pattern is not None and self.scope != "uniform":
             raise RecipeError(f"a pattern takes the same share of every layer; scope must be uniform, got {self.scope}")
         if self.damping < 0:

@@ -18,6 +18,7 @@ from alula.graph.statistics import AnyRequest, MomentRequest
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
+from alula.settings import check_settings
 from alula.techniques.compensation import moments_of, why_no_moments
 from alula.techniques.rounding import Ranges, Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
@@ -51,14 +52,13 @@ class QuantizeWeights:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 2 <= self.bits <= 8:
             raise RecipeError(f"bits must be 2 to 8, got {self.bits}")
         if self.block is not None and self.block < 1:
             raise RecipeError(f"block must be at least 1, got {self.block}")
-        if self.rounding not in ("nearest", "gptq") or self.damping < 0:
-            raise RecipeError(
-                f"rounding must be nearest or gptq, and damping at least 0; got {self.rounding!r} and {self.damping}"
-            )
+        if self.damping < 0:
+            raise RecipeError(f"damping must be at least 0, got {self.damping}")
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """Second moments of what the layers read, for GPTQ and errors of outputs; else none."""

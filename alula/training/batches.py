@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -18,6 +19,8 @@ from alula.task_rows import as_array, check_finite, fit_inputs, fixed_batch
 from alula.training.training import Augment
 
 Inputs: TypeAlias = dict[str, Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,11 @@ class RowBatches:
         if self._augment is not None:
             generator = torch.Generator()
             generator.manual_seed(_mixed(self._seed, *draw[:3]))
-            inputs = _augmented(self._augment, inputs, generator)
+            try:
+                inputs = _augmented(self._augment, inputs, generator)
+            except Exception as error:
+                error.add_note(f"in augment, batch {draw[1]} of epoch {draw[0]}")
+                raise
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
         return Batch(inputs, labels, None if self.augments else rows, draw)
 
@@ -112,7 +119,7 @@ class LoaderBatches:
     augments = True  # nothing is known of what it does to its rows
 
     def __init__(self, loader: Iterable[Any], specs: Sequence[TensorSpec], *, seed: int = 0) -> None:
-        if not isinstance(loader, Iterable):
+        if not isinstance(loader, Iterable) or isinstance(loader, str | bytes):
             raise DataError(f"data are arrays, or an iterable of batches; got {type(loader).__name__}")
         with torch.random.fork_rng():  # a DataLoader draws when it is asked for its rows
             walked_once = iter(loader) is loader
@@ -176,6 +183,8 @@ def batches_of(
     Raises:
         DataError: the data do not fit the model, hold NaN or infinity, or are empty.
     """
+    if data is None:
+        raise DataError("there are no data; give rows as arrays, or an iterable of batches")
     if not _is_arrays(data):
         if labels is not None or augment is not None:
             raise DataError(
@@ -196,6 +205,8 @@ def batches_of(
         check_finite(array, "labels")
         array = array.astype(np.int64) if array.dtype.kind in "iub" else array.astype(np.float32)
     fixed = fixed_batch(model)
+    if fixed is not None and fixed != batch_size:
+        _log.warning("the graph takes %d rows in every call, so that is the batch size, not %d", fixed, batch_size)
     if fixed is not None and rows < fixed:
         raise DataError(f"the graph takes {fixed} rows in every call, the data has {rows}; give more")
     return RowBatches(arrays, array, fixed or batch_size, seed=seed, augment=augment)
@@ -229,12 +240,32 @@ def _batch_of(item: Any, specs: Sequence[TensorSpec]) -> Batch:
         raise DataError(f"a batch is a mapping of {list(names)} and labels, or (inputs, labels); got {_kind(item)}")
     if set(inputs) != set(names):
         raise DataError(f"a batch must hold the inputs {sorted(names)}, got {sorted(inputs)}")
-    made = Batch({spec.name: _fitting(torch.as_tensor(inputs[spec.name]), spec) for spec in specs},
-                 None if labels is None else torch.as_tensor(labels))  # fmt: skip
+    made = Batch({spec.name: _fitting(_as_tensor(inputs[spec.name], spec), spec) for spec in specs},
+                 None if labels is None else labels_tensor(labels))  # fmt: skip
     for name, tensor in made.inputs.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"input {name!r} holds NaN or infinity; remove or repair these rows")
     return made
+
+
+def _as_tensor(values: Any, spec: TensorSpec) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"the model wants {spec}, got {_kind(values)}; give numbers") from None
+
+
+def labels_tensor(labels: Any) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        DataError: they are no numbers.
+    """
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        first = next(iter(labels), labels) if isinstance(labels, Iterable) else labels
+        raise DataError(f"labels must be numbers, got {first!r}; give the number of each class, from 0 on") from None
 
 
 def _fitting(tensor: Tensor, spec: TensorSpec) -> Tensor:
@@ -270,14 +301,18 @@ def _augmented(augment: Augment, inputs: Inputs, generator: torch.Generator) -> 
     if not isinstance(changed, Mapping) or set(changed) != set(inputs):
         raise DataError(f"augment must give the inputs {sorted(inputs)} back, got {_kind(changed)}")
     for name, tensor in changed.items():
-        if tensor.shape != inputs[name].shape or tensor.dtype != inputs[name].dtype:
-            raise DataError(f"augment must keep shape and type of {name!r}, got {tensor.dtype}{list(tensor.shape)}")
+        if not isinstance(tensor, Tensor) or tensor.shape != inputs[name].shape or tensor.dtype != inputs[name].dtype:
+            raise DataError(f"augment must keep shape and type of {name!r}, got {_kind(tensor)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"augment gave NaN or infinity in {name!r}")
     return dict(changed)
 
 
 def _kind(thing: Any) -> str:
     if isinstance(thing, Mapping):
         return f"a mapping of {sorted(map(str, thing))}"
+    if isinstance(thing, Tensor):
+        return f"{str(thing.dtype).removeprefix('torch.')}{list(thing.shape)}"
     if isinstance(thing, tuple | list):
         return f"{type(thing).__name__} of {len(thing)}"
     return type(thing).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def save_state(folder: Path, tensors: Tree, facts: Mapping[str, Any]) -> None:
     with storing(f"make {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with appearing(folder / FILE) as partial:
-        partial.write_bytes(save(flat, metadata={"alula": json.dumps(facts)}))
+        partial.write_bytes(save(flat, metadata={"alula": json.dumps(facts), "content": content_of(flat)}))
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -48,11 +49,48 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["alula"])
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            if file.metadata().get("content") != content_of(flat):
+                raise ValueError("its numbers are not those that were written")
     except Exception as error:  # damaged in any way
         raise StorageError(
             f"{path} cannot be read as the state of a training run ({error}); remove it, or choose another folder"
         ) from error
     return _unflatten(flat), facts
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors with a checksum; the file appears whole or not at all."""
+    save = require("safetensors.torch", "compress").save_file
+    with appearing(path) as partial:
+        save(dict(tensors), partial, metadata={"content": content_of(tensors)})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """What :func:`save_tensors` wrote.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    safe_open = require("safetensors", "compress").safe_open
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            is_whole = (file.metadata() or {}).get("content") == content_of(tensors)
+    except Exception as error:  # damaged in any way
+        raise StorageError(f"it is damaged ({error})") from error
+    if not is_whole:
+        raise StorageError("it is damaged: its numbers are not those that were written")
+    return tensors
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors and their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:

@@ -12,15 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from alula.errors import DataError, RecipeError
+from alula.errors import DataError, RecipeError, StorageError
+from alula.examples import hash_all
 from alula.graph.cutting import graft
 from alula.graph.ending import ending_of, gives_probabilities
 from alula.graph.export import as_model
 from alula.graph.model import Model, Note
 from alula.graph.returning import update_module
+from alula.settings import check_settings, expect
+from alula.storage import storing
 from alula.task_rows import as_array
-from alula.training.batches import Batches, LoaderBatches, batches_of
+from alula.training.batches import Batches, LoaderBatches, batches_of, labels_tensor
 from alula.training.blockwise import TeacherFed, block_of, check_same
+from alula.training.checkpoint import load_tensors, save_tensors
 from alula.training.loss import Loss, Mix
 from alula.training.losses import IGNORED, BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
 from alula.training.progress import counting, showing
@@ -32,7 +36,8 @@ from alula.training.training import Training
 
 Trainable: TypeAlias = Model | str | Path | nn.Module
 
-ROWS_WITHOUT_DATA = 1024  # that are made up where there are no data
+ROWS_WITHOUT_DATA = 1024  # that are made up where there are no data,
+ROWS_TOGETHER = 256  # and of those at once
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +55,9 @@ class Stage:
     loss: Loss
     training: Training
     between: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def finetune(
@@ -81,6 +89,7 @@ def finetune(
         DataError: the data do not fit the model, hold NaN or infinity, or end early.
         ModelError: the module cannot be exported, or an operator has no gradient (named).
     """
+    _check(loss=loss, out=out)
     original = entered(model, data)
     stages = _stages(training, loss, lambda: loss_for(original, data, labels))
     around = _Place(validation, out, frozen=_foreign(model, original))
@@ -118,6 +127,9 @@ def distill(
         RecipeError: student and teacher cannot be compared in the way of the loss.
         TrainingError, DataError, ModelError: as for :func:`finetune`.
     """
+    _check(loss=loss, out=out)
+    if data is None and labels is not None:
+        raise DataError("labels were given without data; inputs that are made up have none, so leave labels out")
     answers = Path(teacher.folder) if isinstance(teacher, Remembered) else None
     teacher = teacher.teacher if isinstance(teacher, Remembered) else teacher
     several: Sequence[Any] = teacher if isinstance(teacher, list | tuple) else [teacher]
@@ -127,8 +139,7 @@ def distill(
     original = entered(student, data)
     notes = []
     if data is None:
-        with counting("making up inputs") as report:
-            data = synthesise(teachers[0], ROWS_WITHOUT_DATA, seed=_seed(training), on_progress=report)
+        data = _made_up(teachers[0], _seed(training), out)
         notes.append(Note("training", f"no data were given: {ROWS_WITHOUT_DATA} rows were made up"))
     stages = _stages(training, loss, lambda: teaching_loss(original, labels, data, teachers=teachers))
     around = _Place(validation, out, answers, _foreign(student, original))
@@ -197,7 +208,7 @@ def _stages(
     """The stages of training; where it is one, with this loss or the default."""
     if training is None or isinstance(training, Training):
         return (Stage(loss or default(), training or Training()),)
-    stages = tuple(training)
+    stages = tuple(training) if isinstance(training, Sequence) else ()
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise RecipeError("training must be a Training, or a sequence of Stage(loss, training)")
     if loss is not None:
@@ -205,15 +216,43 @@ def _stages(
     return stages
 
 
+def _check(*, loss: Loss | None, out: str | Path | None) -> None:
+    expect("loss", loss, Loss | None)
+    expect("out", out, str | Path | None)
+
+
+def _made_up(teacher: Model, seed: int, out: str | Path | None) -> dict[str, np.ndarray]:
+    """Inputs made from the teacher's batch statistics; kept in the folder of the run, so that they are made once."""
+    name = f"made-up-{hash_all([teacher, ROWS_WITHOUT_DATA, seed])[:12]}.safetensors"
+    path = None if out is None else Path(out) / name
+    if path is not None and path.is_file():
+        try:
+            return {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
+        except StorageError as error:
+            _log.warning("%s is made anew: %s", path, error)
+    with counting("making up inputs") as report:
+        made = synthesise(teacher, ROWS_WITHOUT_DATA, batch_size=ROWS_TOGETHER, seed=seed, on_progress=report)
+    if path is not None:
+        with storing(f"make {path.parent}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, {name: torch.from_numpy(array) for name, array in made.items()})
+    return made
+
+
 def _foreign(thing: Trainable, exported: Model) -> tuple[str, ...]:
-    """Names of the initializers that a module has not, such as first states that the exporter made: they stay."""
+    """Names of the initializers that stay: those that a module has not, or has frozen itself.
+
+    It has not what the exporter made, such as first states; frozen is what ``requires_grad_(False)`` was said of.
+    """
     if not isinstance(thing, nn.Module):
         return ()
+    fixed = {name for name, parameter in thing.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     known = set(thing.state_dict())
     floating = {name for name, value in exported.graph.initializers.items()
                 if value.const_value is not None and value.const_value.dtype.is_floating_point()
                 and value.const_value.size > 1}  # fmt: skip
-    return tuple(name for name in sorted(floating) if not known.issuperset(name.split("+")))
+    parts = {name: set(name.split("+")) for name in sorted(floating)}
+    return tuple(name for name, own in parts.items() if not known >= own or own <= fixed)
 
 
 def _seed(training: Training | Sequence[Stage] | None) -> int:
@@ -229,6 +268,8 @@ def entered(thing: Trainable, data: Any) -> Model:
         return as_model(thing, {name: torch.as_tensor(np.asarray(array)[:2]) for name, array in data.items()})
     if hasattr(data, "__array__"):
         return as_model(thing, torch.as_tensor(np.asarray(data)[:2]))
+    if isinstance(data, list) and data and isinstance(data[0], int | float | list):
+        raise DataError("data are arrays, or an iterable of batches; got a list of numbers: np.asarray makes it one")
     raise DataError("a module is exported with the first rows of the data, which must be arrays for that; or give "
                     "export_module(module, example)")  # fmt: skip
 
@@ -279,7 +320,10 @@ def teaching_loss(model: Model, labels: Any, data: Any = None, *, teachers: Sequ
         RecipeError: one side gives probabilities and the other scores, and nothing says that they are of classes.
     """
     first = _teaching_of_first(model, _labels_among(data, labels), teachers or [model])
-    pairs = zip(_floating(model), _floating((teachers or [model])[0]), strict=False)
+    ours, theirs = _floating(model), _floating((teachers or [model])[0])
+    if len(ours) > len(theirs):
+        _log.warning("the teacher has nothing to say of %s, which nothing trains", ", ".join(ours[len(theirs) :]))
+    pairs = zip(ours, theirs, strict=False)
     others = [SquaredError(output=pair, against="teacher") for pair in pairs][1:]
     return Mix(((1.0, first), *((1.0, other) for other in others))) if others else first
 
@@ -328,6 +372,8 @@ def _labels_among(data: Any, labels: Any) -> np.ndarray | None:
     LoaderBatches(data, ())  # refuses what can be walked through only once
     with torch.random.fork_rng():
         first = next(iter(data), None)
+    if first is None:
+        raise DataError("the data gave no batch; give at least one row")
     pair = isinstance(first, tuple | list) and len(first) == 2
-    found = first.get("labels") if isinstance(first, Mapping) else first[1] if pair and first is not None else None
-    return None if found is None else torch.as_tensor(found).numpy()
+    found = first.get("labels") if isinstance(first, Mapping) else first[1] if pair else None
+    return None if found is None else labels_tensor(found).numpy()

@@ -11,6 +11,7 @@ import numpy as np
 
 from alula.errors import RecipeError
 from alula.numerics.sparsity import allocate_by_shape, allocate_globally, count_removed, least, sparsity_at
+from alula.settings import check_settings
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
@@ -40,13 +41,13 @@ class Gradual:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_settings(self)
         count_removed(0, self.amount)
         if not 0 <= self.begin < self.end <= 1:
             raise RecipeError(f"begin and end must be shares of the steps, 0 <= begin < end <= 1; got {self.begin!r} "
                               f"and {self.end!r}")  # fmt: skip
-        if self.every < 1 or self.scope not in ("global", "uniform", "erk"):
-            raise RecipeError(f"every must be at least 1, and scope global, uniform or erk; got {self.every!r} and "
-                              f"{self.scope!r}")  # fmt: skip
+        if self.every < 1:
+            raise RecipeError(f"every must be at least 1, got {self.every!r}")
 
     def chooses_at(self, step: int, steps: int) -> bool:
         """Whether zeros are chosen after this many of all steps; at the end of the rise in any case."""

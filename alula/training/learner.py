@@ -21,7 +21,7 @@ from alula.graph.trainable import restored
 from alula.training.batches import Batch
 from alula.training.checkpoint import optimiser_state, restore_optimiser
 from alula.training.gradual import is_matrix
-from alula.training.loss import Loss
+from alula.training.loss import Given, Loss
 from alula.training.modules import feeds_of, find_nonfinite, in_bfloat16, inside, lifted, named_outputs
 from alula.training.scales import ScaleSteps
 from alula.training.training import Training, learning_rate_at
@@ -113,7 +113,7 @@ class Learner:
         total = 0.0
         for number, (part, teaching) in enumerate(parts, 1):
             with nullcontext() if number == len(parts) else self._accelerator.no_sync(self._module):
-                total += self._backward(part, teaching, len(part) / len(batch))
+                total += self._backward(part, teaching, batch if len(parts) > 1 else None)
         self._share_projections()
         self._clip()
         self._optimiser.step()
@@ -149,12 +149,13 @@ class Learner:
             fresh = torch.from_numpy(mask).to(self.device)
             self._masks[name] = fresh & self._masks[name] if name in self._masks else fresh
 
-    def _backward(self, part: Batch, told: Mapping[str, Tensor], weight: float) -> float:
+    def _backward(self, part: Batch, told: Mapping[str, Tensor], whole: Batch | None) -> float:
         feeds = feeds_of(self._model, part.inputs, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             seen = self._see(self._module, feeds)
         labels = None if part.labels is None else part.labels.to(self.device)
-        loss = self._loss(seen, told, labels, self._projections) * weight
+        shares = None if whole is None else (Given(part.inputs, {}, part.labels), Given(whole.inputs, {}, whole.labels))
+        loss = self._loss(seen, told, labels, self._projections, shares)
         value = float(loss.detach())
         if not self._is_finite_everywhere(value):
             raise Diverged(f"the loss is {value}, first in {find_nonfinite(self._lifted, feeds)}")

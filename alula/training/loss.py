@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from alula.errors import DataError, RecipeError
+from alula.settings import check_settings
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -27,12 +28,17 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """What a loss is computed from: tensors by graph name, the outputs first; labels; projections."""
+    """What a loss is computed from: tensors by graph name, the outputs first; labels; projections.
+
+    Attributes:
+        whole: where these are rows of a larger batch: the inputs and labels of these, and of all.
+    """
 
     student: Tensors
     teacher: Tensors
     labels: Tensor | None = None
     projections: nn.ModuleDict | None = None
+    whole: tuple[Given, Given] | None = None
 
     def ours(self, name: str | None = None) -> Tensor:
         """A tensor of the student, in float32 at least; without a name its first.
@@ -59,7 +65,9 @@ class Given:
         if self.labels is None:
             raise DataError("this loss compares with labels, and there are none; give some, or train against a teacher")
         if not fits(self.labels, shape):
-            raise DataError(f"labels must have the shape {list(shape)}, got {list(self.labels.shape)}")
+            classes = self.labels.ndim == 1 and self.labels.is_floating_point() and bool((self.labels % 1 == 0).all())
+            hint = "; if they are numbers of classes, give them as whole numbers" if classes else ""
+            raise DataError(f"labels must have the shape {list(shape)}, got {list(self.labels.shape)}{hint}")
         return self.labels.reshape(tuple(shape))
 
     def mask(self, name: str | None, shape: Sequence[int]) -> Tensor | None:
@@ -92,14 +100,16 @@ class Loss(ABC):
         teacher: Tensors,
         labels: Tensor | None = None,
         projections: nn.ModuleDict | None = None,
+        whole: tuple[Given, Given] | None = None,
     ) -> Tensor:
-        """The loss, mean over the batch.
+        """The loss, mean over the batch; of a part of a batch, its share of that mean.
 
         Args:
             student: tensors by name, the outputs first.
             teacher: likewise; empty where the loss reads labels alone.
             labels: of the batch.
             projections: what :meth:`projections` made, trained together with the student.
+            whole: where these are rows of a larger batch: the inputs and labels of these, and of all.
 
         Raises:
             DataError: labels are missing or do not fit, or a tensor is missing or empty.
@@ -108,7 +118,19 @@ class Loss(ABC):
         detached = {name: tensor.detach() for name, tensor in teacher.items()}
         device = next((tensor.device.type for tensor in student.values()), "cpu")
         with torch.autocast(device, enabled=False):
-            return self.compare(Given(student, detached, labels, projections))
+            return self.shared(Given(student, detached, labels, projections, whole))
+
+    def shared(self, given: Given) -> Tensor:
+        """The loss; of a part of a batch, its share of what counts, so that the parts add up to the whole."""
+        value = self.compare(given)
+        if given.whole is None:
+            return value
+        part, whole = (self.count(one) for one in given.whole)
+        return value * (part / max(whole, 1.0))
+
+    def count(self, given: Given) -> float:
+        """How many rows count, of inputs and labels; all, unless a loss leaves some out."""
+        return float(len(next(iter(given.student.values()))))
 
     @abstractmethod
     def compare(self, given: Given) -> Tensor:
@@ -140,6 +162,7 @@ class Mix(Loss):
     parts: tuple[tuple[float, Loss], ...]
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.parts:
             raise RecipeError("a mix must have at least one loss; give pairs such as (0.5, CrossEntropy())")
         for weight, loss in self.parts:
@@ -148,10 +171,14 @@ class Mix(Loss):
     def compare(self, given: Given) -> Tensor:
         """The weighted sum."""
         values = [
-            weight * loss.compare(Given(given.student, given.teacher, given.labels, _inner(given.projections, number)))
+            weight * loss.shared(replace(given, projections=_inner(given.projections, number)))
             for number, (weight, loss) in enumerate(self.parts)
         ]
         return torch.stack(values).sum()
+
+    def shared(self, given: Given) -> Tensor:
+        """The sum; each part has taken its own share."""
+        return self.compare(given)
 
     def needs(self) -> Needs:
         """What its parts need."""
@@ -209,18 +236,28 @@ def mean_of(values: Tensor, kept: Tensor | None = None) -> Tensor:  # [rows..., 
     return torch.where(kept, rows, 0).sum() / kept.sum().clamp(min=1)
 
 
+def count_kept(given: Given, mask: str | None, known: Tensor | None = None) -> float | None:
+    """How many rows a mask among the inputs, and labels that are known, keep; None where there is neither.
+
+    Raises:
+        RecipeError: the graph computes the mask, so that it is not known of rows that were not run yet.
+    """
+    if mask is None:
+        return None if known is None else float(known.sum())
+    if mask not in given.student:
+        raise RecipeError(f"with accumulate, a mask must be an input of the graph; {mask!r} is computed")
+    kept = given.student[mask] != 0
+    if known is not None and list(known.shape[: kept.ndim]) == list(kept.shape):
+        kept = known & kept.reshape(*kept.shape, *(1,) * (known.ndim - kept.ndim))
+    return float(kept.sum())
+
+
 def refuse_other_shape(ours: Tensor, theirs: Tensor) -> None:
     """Raise RecipeError unless student and teacher give the same shape."""
     if ours.shape != theirs.shape:
         raise RecipeError(
             f"student and teacher must give the same shape, got {list(ours.shape)} and {list(theirs.shape)}"
         )
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Raise RecipeError unless a setting is one of those known."""
-    if value not in known:
-        raise RecipeError(f"{name} must be {' or '.join(known)}, got {value!r}")
 
 
 def check_weights(**weights: float) -> None:

@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from alula.errors import DataError, RecipeError
+from alula.settings import check_settings
 from alula.training.loss import (
     Given,
     Loss,
     Mix,
     Needs,
-    check_choice,
     check_weights,
+    count_kept,
     fits,
     in_order,
     mean_of,
@@ -110,6 +111,13 @@ class OfClasses(Loss):
         known = given.fitted_labels(rows) != self.ignore
         return known if kept is None else kept & known
 
+    def count(self, given: Given) -> float:
+        """Rows that neither their label nor the mask leaves out."""
+        labels = given.labels
+        known = None if labels is None or labels.is_floating_point() else labels != self.ignore
+        kept = count_kept(given, self.mask, known)
+        return Loss.count(self, given) if kept is None else kept
+
     def target(self, given: Given, logits: Tensor, kept: Tensor | None) -> Tensor:
         """The true class of each row, int64 [rows...]; 0 where none is kept.
 
@@ -140,6 +148,7 @@ class CrossEntropy(OfClasses):
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not 0 <= self.smoothing < 1:
             raise RecipeError(f"smoothing must be at least 0 and below 1, got {self.smoothing!r}")
 
@@ -170,8 +179,8 @@ class SoftLabels(OfClasses):
     direction: Literal["forward", "reverse"] = "forward"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         _check_temperature(self.temperature)
-        check_choice("direction", self.direction, ("forward", "reverse"))
 
     def compare(self, given: Given) -> Tensor:
         """The loss; of labels, only which rows to leave out is read."""
@@ -203,6 +212,7 @@ class Decoupled(OfClasses):
     standardise: bool = False
 
     def __post_init__(self) -> None:
+        check_settings(self)
         _check_temperature(self.temperature)
         check_weights(alpha=self.alpha, beta=self.beta)
 
@@ -233,11 +243,16 @@ class OfNumbers(Loss):
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("against", self.against, ("labels", "teacher"))
+        check_settings(self)
 
     def needs(self) -> Needs:
         """The outputs that have a name, and the mask."""
         return _needs(self.output, self.mask)
+
+    def count(self, given: Given) -> float:
+        """Rows that the mask keeps."""
+        kept = count_kept(given, self.mask)
+        return Loss.count(self, given) if kept is None else kept
 
     def pair(self, given: Given) -> tuple[Tensor, Tensor]:
         """The output and what it is compared with, of one shape and type.

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alula.errors import RecipeError
+from alula.settings import check_settings
 from alula.training.loss import (
     Given,
     Loss,
     Needs,
     Shapes,
-    check_choice,
     check_weights,
+    count_kept,
     in_order,
     mean_of,
     refuse_other_shape,
@@ -64,7 +65,7 @@ class OfPairs(Loss):
 
     def check_pairs(self) -> None:
         """Raise RecipeError unless there are pairs of names."""
-        if not self.pairs or any(isinstance(pair, str) or len(pair) != 2 for pair in self.pairs):
+        if not self.pairs:
             raise RecipeError(f"pairs must name tensors as ((student's, teacher's), ...), got {self.pairs!r}")
 
     def tensors(self, given: Given) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,12 +91,18 @@ class Hidden(OfPairs):
     mask: str | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.check_pairs()
 
     def needs(self) -> Needs:
         """Both sides of the pairs, and the mask."""
         ours, theirs = zip(*self.pairs, strict=True)
         return Needs(in_order((*ours, self.mask)), in_order(theirs))
+
+    def count(self, given: Given) -> float:
+        """Places that the mask keeps."""
+        kept = count_kept(given, self.mask)
+        return Loss.count(self, given) if kept is None else kept
 
     def projections(self, student_shapes: Shapes, teacher_shapes: Shapes, seed: int = 0) -> nn.ModuleDict:
         """W of each pair whose widths differ, by its number: a linear layer without bias; on maps, a 1x1 convolution.
@@ -158,8 +165,8 @@ class AttentionMaps(OfPairs):
     mask: str | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.check_pairs()
-        check_choice("kind", self.kind, ("maps", "probabilities", "scores"))
         if self.mask is not None and self.kind == "maps":
             raise RecipeError("a mask is of tokens, which maps have not; use mask=None")
 
@@ -167,6 +174,11 @@ class AttentionMaps(OfPairs):
         """Both sides of the pairs, and the mask."""
         ours, theirs = zip(*self.pairs, strict=True)
         return Needs(in_order((*ours, self.mask)), in_order(theirs))
+
+    def count(self, given: Given) -> float:
+        """Tokens that the mask keeps."""
+        kept = count_kept(given, self.mask)
+        return Loss.count(self, given) if kept is None else kept
 
     def compare(self, given: Given) -> Tensor:
         """The loss.
@@ -198,8 +210,17 @@ class Relational(OfPairs):
     angle: float = 50.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.check_pairs()
         check_weights(distance=self.distance, angle=self.angle)
+
+    def count(self, given: Given) -> float:  # noqa: ARG002
+        """Never of a part: rows are compared with each other.
+
+        Raises:
+            RecipeError: a batch was split.
+        """
+        raise RecipeError("relations are between all rows of a batch, which accumulate splits; leave accumulate at 1")
 
     def compare(self, given: Given) -> Tensor:
         """The loss; 0 for a batch with no pairs or triples."""

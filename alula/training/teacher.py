@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alula.errors import ModelError, require
+from alula.errors import DataError, ModelError, RecipeError, StorageError, require
 from alula.graph.model import Model
-from alula.storage import appearing
+from alula.settings import check_settings
 from alula.training.batches import Batch
+from alula.training.checkpoint import load_tensors, save_tensors
 from alula.training.modules import feeds_of, in_bfloat16, inside, lifted, named_outputs
 from alula.training.training import Precision
 
@@ -45,6 +46,9 @@ class Remembered:
 
     teacher: Any
     folder: str | Path
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Teacher:
@@ -85,20 +89,17 @@ class Teacher:
 
     def _recalled(self, batch: Batch, path: Path) -> Answers:
         """What stands in a file; where it is not there yet, or damaged, it is computed and written."""
-        damaged = require("safetensors", "compress").SafetensorError
-        stored = require("safetensors.torch", "compress")
         if path.is_file():
             try:
-                kept: Answers = stored.load_file(path, device=str(self._device))
-            except damaged as error:
-                _log.warning("%s is made anew: it is damaged (%s)", path, error)
+                kept = load_tensors(path)
+            except StorageError as error:
+                _log.warning("%s is made anew: %s", path, error)
             else:
                 if all(len(tensor) == len(batch) for tensor in kept.values() if tensor.ndim):
-                    return kept
+                    return {name: tensor.to(self._device) for name, tensor in kept.items()}
                 _log.warning("%s is made anew: it is of other rows", path)
         answers = {name: tensor.float().contiguous() for name, tensor in self._compute(batch.inputs).items()}
-        with appearing(path) as partial:
-            stored.save_file(answers, partial)
+        save_tensors(path, answers)
         return answers
 
     def _keep(self, rows: np.ndarray, fresh: Mapping[str, Tensor]) -> bool:
@@ -122,6 +123,12 @@ class Teacher:
                 named_outputs(model, self._also, module(*feeds_of(model, inputs, self._device)))
                 for model, module in zip(self._models, self._modules, strict=True)
             ]
+        shapes = {tuple(tuple(tensor.shape) for tensor in one.values()) for one in (first, *others)}
+        if len(shapes) > 1:
+            raise RecipeError(
+                "several teachers are averaged, so all must answer in the same shapes; they give "
+                + " and ".join(str([list(shape) for shape in one]) for one in sorted(shapes))
+            )
         mean = [sum(tensors[1:], tensors[0]) / len(tensors) for tensors in zip(
             first.values(), *(one.values() for one in others), strict=True)]  # fmt: skip
         return dict(zip(first, mean, strict=True))
@@ -135,3 +142,29 @@ def check_teacher(teacher: Model, student: Model) -> None:
             f"the teacher reads the inputs {sorted(wanted)}, the student {sorted(given)}; both are fed the same data, "
             "so call them the same (input_names of export_module)"
         )
+    ours = {spec.name: spec for spec in student.inputs}
+    for spec in teacher.inputs:
+        other = ours[spec.name]
+        if spec.dtype != other.dtype or not _may_agree(spec.shape, other.shape):
+            raise ModelError(f"teacher and student are fed the same data, but the teacher reads {spec}, and the "
+                             f"student {other}")  # fmt: skip
+
+
+def check_rows(teacher: Model, batch: Batch) -> None:
+    """Raise DataError where a teacher of fixed batch cannot take the rows of a step."""
+    for spec in teacher.inputs:
+        rows = spec.shape[0] if spec.shape else None
+        if isinstance(rows, int) and rows != len(batch.inputs[spec.name]):
+            raise DataError(
+                f"the teacher takes {rows} rows in every call, and a step has {len(batch.inputs[spec.name])}; set "
+                f"batch_size to {rows}, or give a teacher of free batch"
+            )
+
+
+def _may_agree(one: Sequence[int | str | None] | None, other: Sequence[int | str | None] | None) -> bool:
+    """Whether some shape fits both, the first axis aside."""
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and all(
+        not (isinstance(a, int) and isinstance(b, int)) or a == b for a, b in zip(one[1:], other[1:], strict=True)
+    )

@@ -9,15 +9,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from alula.errors import AlulaError, DataError, RecipeError, StorageError, require
+from alula.errors import AlulaError, DataError, ModelError, RecipeError, StorageError, require
 from alula.examples import hash_all
+from alula.graph.gradientless import cut_off
 from alula.graph.model import Model, Note
 from alula.storage import storing
 from alula.task_rows import fixed_batch
@@ -27,7 +28,7 @@ from alula.training.learner import Diverged, Learner
 from alula.training.loss import Loss
 from alula.training.modules import in_bfloat16
 from alula.training.scoring import Score
-from alula.training.teacher import Teacher, check_teacher
+from alula.training.teacher import Teacher, check_rows, check_teacher
 from alula.training.training import Training
 
 SAVE_SECONDS: Final = 30.0  # between two states that are written while an epoch runs
@@ -127,9 +128,35 @@ def train(
         raise RecipeError("patience counts epochs without a better score, and there is no score; give validation=...")
     for one in teachers:
         check_teacher(one, model)
-    around = around or Around()
+    cut, notes = _cut_off(model, loss)
+    around = replace(around or Around(), frozen=(*(around or Around()).frozen, *cut))
     with torch.random.fork_rng():  # the user's own draws go on as if nothing had been trained
-        return _train(model, batches, loss, training, teachers=teachers, around=around)
+        trained = _train(model, batches, loss, training, teachers=teachers, around=around)
+    return replace(trained, model=trained.model.edited(trained.model.edit(), notes)) if notes else trained
+
+
+def _cut_off(model: Model, loss: Loss) -> tuple[list[str], list[Note]]:
+    """The initializers that no gradient reaches, and a note for each such layer.
+
+    Raises:
+        ModelError: it reaches none.
+    """
+    cut = cut_off(model, [*(spec.name for spec in model.outputs), *loss.needs().student])
+    layers = [layer for layer in model.layers() if set(layer.weights) <= set(cut)]
+    named = {layer.name: f"{cut[layer.weight].op_type} {cut[layer.weight].name!r}" for layer in layers}
+    if layers and len(layers) == len(model.layers()):
+        raise ModelError(
+            f"no gradient reaches any layer: {next(iter(named.values()))}, between them and what the graph gives out, "
+            "has none; train the graph that ends before it"
+        )
+    notes = [
+        Note(str(node.name), "its weights stay as they are: they are codes beside inputs quantized at run time; train "
+             "first, and quantize afterwards")
+        for node in model.graph if node.op_type in ("MatMulInteger", "ConvInteger")
+    ]  # fmt: skip
+    return sorted(cut), notes + [
+        Note(name, f"stays as it is: {node}, behind it, has no gradient") for name, node in named.items()
+    ]
 
 
 def _train(
@@ -139,6 +166,8 @@ def _train(
     first = next(batches.epoch(0), None)
     if first is None:
         raise DataError("the data gave no batch; give at least one row")
+    for one in teachers:
+        check_rows(one, first)
     learner = Learner(model, loss, training, first, told=teacher(first) if teacher else None,
                       frozen=around.frozen)  # fmt: skip
     identity = hash_all([model.fingerprint, training, loss, [one.fingerprint for one in teachers], batches.identity(),

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from alula.errors import RecipeError
+from alula.settings import check_settings
 from alula.training.gradual import Gradual
 
 if TYPE_CHECKING:
     import torch
 
+    Augment: TypeAlias = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
+else:
+    Augment = Callable
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
-Augment: TypeAlias = "Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]"
 """Changes the inputs of a batch at random, drawing from the generator alone."""
 
 
@@ -71,46 +74,25 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name, rule, holds in self._rules():
             if not holds:
                 raise RecipeError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
     def _rules(self) -> tuple[tuple[str, str, bool], ...]:
         return (
-            ("epochs", "a number above 0", _is_number(self.epochs) and 0 < self.epochs < math.inf),
-            ("batch_size", "a whole number of at least 1", _is_whole(self.batch_size) and self.batch_size >= 1),
+            ("epochs", "a number above 0", 0 < self.epochs < math.inf),
+            ("batch_size", "at least 1", self.batch_size >= 1),
             ("learning_rate", "above 0 and finite", 0 < self.learning_rate < math.inf),
-            ("optimiser", "adamw or sgd", self.optimiser in ("adamw", "sgd")),
             ("weight_decay", "at least 0", 0 <= self.weight_decay < math.inf),
-            ("schedule", "cosine, linear or constant", self.schedule in ("cosine", "linear", "constant")),
             ("warm_up", "at least 0 and below 1", 0 <= self.warm_up < 1),
-            (
-                "accumulate",
-                "a whole number from 1 to batch_size",
-                _is_whole(self.accumulate) and 1 <= self.accumulate <= self.batch_size,
-            ),
-            ("precision", "auto, float32 or bfloat16", self.precision in ("auto", "float32", "bfloat16")),
+            ("accumulate", "from 1 to batch_size", 1 <= self.accumulate <= self.batch_size),
             ("averaging", "at least 0 and below 1", 0 <= self.averaging < 1),
-            ("gradual", "a Gradual, or None", self.gradual is None or isinstance(self.gradual, Gradual)),
             ("scale_rate", "at least 0 and below 1", 0 <= self.scale_rate < 1),
             ("clip", "above 0, or None", self.clip is None or self.clip > 0),
-            (
-                "patience",
-                "a whole number of at least 1, or None",
-                self.patience is None or (_is_whole(self.patience) and self.patience >= 1),
-            ),
-            ("freeze", "a tuple of patterns", not isinstance(self.freeze, str)),
-            ("augment", "a function, or None", self.augment is None or callable(self.augment)),
-            ("seed", "a whole number from 0 to 2^32 - 1", _is_whole(self.seed) and 0 <= self.seed < 2**32),
+            ("patience", "at least 1, or None", self.patience is None or self.patience >= 1),
+            ("seed", "from 0 to 2^32 - 1", 0 <= self.seed < 2**32),
         )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def learning_rate_at(step: int, steps: int, training: Training) -> float:

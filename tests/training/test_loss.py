@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alula.errors import DataError, RecipeError
-from alula.training.loss import Mix, Needs, mean_of
+from alula.training.loss import Given, Mix, Needs, mean_of
 from alula.training.losses import BinaryCrossEntropy, CrossEntropy, Decoupled, SoftLabels, SquaredError
 from alula.training.relations import AttentionMaps, Hidden, Relational
 
@@ -155,3 +155,54 @@ def test_mean_of_what_is_kept():
     assert mean_of(values, torch.tensor([True, False, True])).item() == 6  # what is left out may be anything
     assert mean_of(values[:, 0], torch.zeros(3, dtype=bool)).item() == 0
     assert mean_of(values[:, 0]).item() == 5
+
+
+def _of_rows(tensors, rows):
+    return {name: tensor[rows] for name, tensor in tensors.items()}
+
+
+MASKED = [
+    CrossEntropy(),
+    CrossEntropy(mask="mask"),
+    SoftLabels(mask="mask"),
+    Decoupled(),
+    SquaredError(against="teacher", mask="mask"),
+    BinaryCrossEntropy(against="teacher"),
+    Hidden((("tokens", "tokens"),), mask="mask"),
+    AttentionMaps((("attention", "attention"),), kind="probabilities", mask="mask"),
+    Mix(((0.5, CrossEntropy()), (2.0, SquaredError(against="teacher", mask="mask")), (1.0, SoftLabels()))),
+]
+
+
+@pytest.mark.parametrize("loss", MASKED, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_parts_of_a_batch_add_up_to_the_whole(loss, cut):
+    """Rows that are left out lie where they please: parts that keep few of theirs count for few."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made():
+        attention = torch.randn(4, 2, 6, 6, generator=generator).softmax(-1)
+        tokens = torch.randn(4, 6, 8, generator=generator)
+        return {"tokens": tokens, "attention": attention}
+
+    ours, theirs = made(), made()
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    labels = torch.randint(0, 8, (4, 6), generator=generator)
+    labels[0, 3:], labels[2] = -100, -100
+    ours["mask"] = mask
+    inputs = {"mask": mask}
+    expected = loss(ours, theirs, labels)
+    parts = []
+    for rows in (slice(0, cut), slice(cut, 4)):
+        share = Given(_of_rows(inputs, rows), {}, labels[rows]), Given(inputs, {}, labels)
+        parts.append(loss(_of_rows(ours, rows), _of_rows(theirs, rows), labels[rows], None, share))
+    torch.testing.assert_close(torch.stack(parts).sum(), expected)
+
+
+def test_what_cannot_be_split_is_refused():
+    share = Given({"x": torch.zeros(2)}, {}, None), Given({"x": torch.zeros(4)}, {}, None)
+    ours = {"tokens": torch.randn(2, 6), "mask": torch.ones(2)}
+    with pytest.raises(RecipeError, match="relations are between all rows of a batch, which accumulate splits"):
+        Relational((("tokens", "tokens"),))(ours, ours, None, None, share)
+    with pytest.raises(RecipeError, match="a mask must be an input of the graph; 'mask' is computed"):
+        SquaredError(against="teacher", mask="mask")(ours, ours, None, None, share)
