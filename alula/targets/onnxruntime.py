@@ -14,7 +14,6 @@ import numpy as np
 from alula.errors import DataError, TargetError
 from alula.graph.model import TensorSpec, check_feeds
 from alula.graph.running import first_line
-from alula.settings import check_settings
 from alula.targets.lowering import decode_weights, join_biases
 from alula.targets.onnxruntime_profile import read_profile
 from alula.targets.processor import Processor, read_processor
@@ -54,7 +53,6 @@ class OnnxRuntime:
     blocked_accuracy_level: int = 4
 
     def __post_init__(self) -> None:
-        check_settings(self)
         check_threads(self.threads)
         available = _runtime().get_available_providers()
         unknown = [provider for provider in self.providers if provider not in available]

@@ -13,7 +13,6 @@ import numpy as np
 
 from alula.errors import DataError, StorageError, TargetError, require
 from alula.graph.model import TensorSpec, check_feeds
-from alula.settings import check_settings
 from alula.targets.processor import Processor, read_processor
 from alula.targets.target import (
     Artifact,
@@ -53,8 +52,9 @@ class OpenVino:
     dynamic_quantization_group: int = 0
 
     def __post_init__(self) -> None:
-        check_settings(self)
         check_threads(self.threads)
+        if self.precision not in {"f32", "bf16", "f16"}:
+            raise TargetError(f"precision must be 'f32', 'bf16' or 'f16', got {self.precision!r}")
         if self.dynamic_quantization_group < 0:
             raise TargetError(f"dynamic_quantization_group must be 0 or above, got {self.dynamic_quantization_group}")
         _runtime()

@@ -122,8 +122,17 @@ def test_whole_blocks_go_where_they_matter_least(model: Model) -> None:
 
 
 def test_widths_are_those_that_kernels_like(model: Model) -> None:
-    smaller = alula.prune(model, *rows(64), goal=Goal(macs=1.5))
+    smaller = alula.prune(model, *rows(64), goal=Goal(macs=2.0))
     assert {layer.shape[0] % 16 for layer in smaller.layers() if layer.name != "head"} == {0}
+    assert not [note for note in smaller.notes if "widths are" in note.text]
+
+
+def test_widths_give_way_where_the_goal_would_be_passed_by_far(model: Model) -> None:
+    smaller = alula.prune(model, *rows(64), goal=Goal(macs=1.3))
+    assert {layer.shape[0] % 8 for layer in smaller.layers() if layer.name != "head"} == {0}
+    assert 1.3 <= times("macs", model, smaller) < 1.15 * 1.3
+    (note,) = [note for note in smaller.notes if "widths are" in note.text]
+    assert "multiples of 8" in note.text
 
 
 def test_two_rungs_tell_what_all_save(model: Model) -> None:

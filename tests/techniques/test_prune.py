@@ -104,8 +104,8 @@ def test_only_chosen_layers_lose(model):
         ({"amount": -0.1}, "at least 0"),
         ({"amount": 0.5, "least": 2}, "between 0 and 1"),
         ({"amount": 0.5, "multiple": 0}, "at least 1"),
-        ({"amount": 0.5, "criterion": "luck"}, "must be one of"),
-        ({"amount": 0.5, "scope": "here"}, "uniform or global"),
+        ({"amount": 0.5, "criterion": "luck"}, "criterion must be 'l1'"),
+        ({"amount": 0.5, "scope": "here"}, "scope must be 'uniform' or 'global'"),
         ({"amount": 0.5, "damping": -1}, "damping must be at least 0"),
     ],
 )

@@ -114,7 +114,9 @@ def test_search_errs_less_than_the_extremes():
     weight = random.standard_t(3, (256, 8)).astype(np.float32)
     model = model_from_text("net (float[n, 256] x) => (float[n, 8] y) { y = MatMul (x, w) }", {"w": weight})
     x = random.standard_normal((50, 256)).astype(np.float32)
-    errors = [np.abs(treat(model, bits=4, search=search).run({"x": x})["y"] - x @ weight).mean() for search in (0, 1)]
+    errors = [
+        np.abs(treat(model, bits=4, search=search).run({"x": x})["y"] - x @ weight).mean() for search in (False, True)
+    ]
     assert errors[1] < 0.9 * errors[0], errors
 
 

@@ -286,10 +286,10 @@ def test_other_classes_than_the_teacher(loss):
     [
         (lambda: SoftLabels(0), "temperature must be above 0"),
         (lambda: Decoupled(temperature=math.nan), "temperature must be above 0"),
-        (lambda: SoftLabels(direction="both"), "direction must be forward or reverse"),
+        (lambda: SoftLabels(direction="both"), "direction must be 'forward' or 'reverse'"),
         (lambda: Decoupled(alpha=-1), "alpha must be finite and at least 0"),
         (lambda: CrossEntropy(smoothing=1), "smoothing must be at least 0 and below 1"),
-        (lambda: SquaredError(against="nobody"), "against must be labels or teacher"),
+        (lambda: SquaredError(against="nobody"), "against must be 'labels' or 'teacher'"),
     ],
 )
 def test_impossible_settings(make, message):

@@ -251,9 +251,9 @@ def test_a_shape_that_is_not_known():
     ("make", "message"),
     [
         (lambda: Hidden(()), "pairs must name tensors"),
-        (lambda: Relational(("a", "b")), "pairs must name tensors"),
-        (lambda: AttentionMaps(("ab",)), "pairs must name tensors"),
-        (lambda: AttentionMaps(PAIR, kind="heads"), "kind must be maps or probabilities or scores"),
+        (lambda: Relational(("a", "b")), "pairs must be a tuple of tuple"),
+        (lambda: AttentionMaps(("ab",)), "pairs must be a tuple of tuple"),
+        (lambda: AttentionMaps(PAIR, kind="heads"), "kind must be 'maps', 'probabilities' or 'scores'"),
         (lambda: AttentionMaps(PAIR, mask="m"), "a mask is of tokens"),
         (lambda: Relational(PAIR, distance=float("inf")), "distance must be finite"),
     ],
