@@ -7,6 +7,7 @@ gets none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,9 +49,37 @@ def code_limits(codes: Tensor, type_name: str) -> tuple[int, int]:
     return -(2**bits) if least == -(2**bits) else 1 - 2**bits, 2**bits - 1
 
 
+class _ToCodes(torch.autograd.Function):
+    """clamp(round(ratio) + zero point); the gradient of ratio, where nothing was clamped.
+
+    In one function, since a step of training passes over each activation for every operation that autograd sees.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ratio: Tensor, zero_point: Tensor | None, limits: tuple[float, float]) -> Tensor:
+        """The codes."""
+        codes = torch.round(ratio)
+        codes = codes if zero_point is None else codes.add_(zero_point)
+        clamped = codes.clamp(*limits)
+        ctx.save_for_backward(clamped == codes)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Straight through."""
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None
+
+
 def round_straight(x: Tensor) -> Tensor:
     """Rounded to the nearest whole number, halves to even; its gradient is that of x."""
-    return x + (torch.round(x) - x).detach()
+    return to_codes(x, None, (-math.inf, math.inf))
+
+
+def to_codes(ratio: Tensor, zero_point: Tensor | None, limits: tuple[float, float]) -> Tensor:
+    """clamp(round(ratio) + zero point), halves to even; the gradient of ratio, where nothing was clamped."""
+    codes: Tensor = _ToCodes.apply(ratio, zero_point, limits)  # type: ignore[no-untyped-call]  # by torch
+    return codes
 
 
 def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
@@ -70,10 +99,8 @@ def quantize(
     if others.get("precision"):
         raise ModelError("a precision of the division is not differentiated")
     x = x.to(scale.dtype) if not x.is_floating_point() else x
-    codes = round_straight(x / spread(scale, x, axis, block_size).to(x.dtype))
-    if zero_point is not None:
-        codes = codes + spread(zero_point, x, axis, block_size).to(x.dtype)
-    return torch.clamp(codes, *limits)
+    offset = None if zero_point is None else spread(zero_point, x, axis, block_size).to(x.dtype)
+    return to_codes(x / spread(scale, x, axis, block_size).to(x.dtype), offset, limits)
 
 
 def dequantize(
@@ -107,7 +134,7 @@ def quantize_dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (high - low) / 255
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero_point = torch.clamp(torch.round(-low / divisor), 0, 255).detach()
-    codes = torch.clamp(round_straight(x / divisor) + zero_point, 0, 255)
+    codes = to_codes(x / divisor, zero_point, (0, 255))
     return codes, scale, zero_point
 
 
@@ -130,7 +157,7 @@ def multiply_quantized(*inputs: Tensor, limits: tuple[int, int]) -> Tensor:
     """QLinearMatMul of a, its scale and zero point, b, its, and the scale and zero point of the result."""
     a, a_scale, a_zero, b, b_scale, b_zero, scale, zero = inputs
     product = multiply_codes(a, b, a_zero, b_zero) * (_along(a_scale, a, -2) * _along(b_scale, b, -1))
-    return torch.clamp(round_straight(product / scale) + zero, *limits)
+    return to_codes(product / scale, zero, limits)
 
 
 def convolve_quantized(*inputs: Tensor, limits: tuple[int, int], **attributes: Any) -> Tensor:
@@ -139,7 +166,7 @@ def convolve_quantized(*inputs: Tensor, limits: tuple[int, int], **attributes: A
     sums = convolve_codes(x, w, x_zero, w_zero, **attributes)
     if bias:
         sums = sums + _along(bias[0].double(), sums, 1)
-    return torch.clamp(round_straight(sums * (x_scale * _along(w_scale, sums, 1)) / scale) + zero, *limits)
+    return to_codes(sums * (x_scale * _along(w_scale, sums, 1)) / scale, zero, limits)
 
 
 def _along(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
