@@ -119,8 +119,8 @@ def render(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# ResNet-20 trained on its grids", "",
         "Written by `benchmarks/quantization_aware.py`. W4A4: weights and activations at 4 bits, first and last layer",
-        "at 8. Right of the 10,000 test images of CIFAR-10, JPEG, by the built file in ONNX Runtime; drop: points lost,",
-        "paired, with 95 % interval over the images.", "",
+        "at 8. Right of the 10,000 test images of CIFAR-10, JPEG, by the built file in ONNX Runtime; drop: points",
+        "lost, paired, with 95 % interval over the images.", "",
         "| row | float | on its grids | trained | drop | epochs | minutes | commit |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
