@@ -27,6 +27,7 @@ from alula.measurement import describe_machine, versions
 from alula.pruning.goal import Stopwatch
 from alula.training.loss import Mix
 from alula.training.losses import CrossEntropy, SoftLabels
+from benchmarks.curves import mean_of
 from benchmarks.networks.cifar import images, shift_and_flip
 from benchmarks.peers.commit import read_commit
 
@@ -192,10 +193,27 @@ def render(rows: dict[str, dict[str, Any]]) -> str:
             f"{row['reference']:.2%} | {row['unhealed']:.2%} | {row['healed']:.2%} | "
             f"{100 * row['drop']:.2f} ± {100 * row['drop_interval']:.2f} | {row['epochs']:g} | {row['commit'][:9]} |"
         )
+    lines += ["", "Over the seeds, with 95 % t-intervals where there are several:", "", *means(rows)]
     last = next(reversed(rows.values()))
     known = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     lines += ["", f"{last['machine'].get('processor', '')}; {known}; Torch-Pruning 1.6.1.", ""]
     return "\n".join(lines)
+
+
+def means(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of means over the seeds of each case."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        cases.setdefault(name.rpartition(" seed ")[0], []).append(row)
+    lines = ["| case | seeds | MACs | latency | drop |", "|---|---|---|---|---|"]
+    for name, found in cases.items():
+        macs, latency = mean_of([row["macs"] for row in found]), mean_of([row["latency"]["value"] for row in found])
+        drop = mean_of([100 * row["drop"] for row in found])
+        interval = "" if drop.half is None else f" ± {drop.half:.2f}"
+        lines.append(
+            f"| {name} | {len(found)} | {macs.value:.2f}x | {latency.value:.2f}x | {drop.value:.2f}{interval} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":
