@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from alula.recipe import Recipe as Recipe
     from alula.recipe import Step as Step
     from alula.recipe import apply_recipe as apply_recipe
+    from alula.search.mixed import Limit as Limit
+    from alula.search.mixed import Mixing as Mixing
+    from alula.search.mixed import mix as mix
     from alula.targets import OnnxRuntime as OnnxRuntime
     from alula.targets import OpenVino as OpenVino
     from alula.task import Task as Task
@@ -66,6 +69,8 @@ _HOMES = {
     "Float32": "techniques",
     "FoldBatchNorm": "techniques",
     "Goal": "pruning.goal",
+    "Limit": "search.mixed",
+    "Mixing": "search.mixed",
     "Model": "graph.model",
     "OnnxRuntime": "targets",
     "OpenVino": "targets",
@@ -89,6 +94,7 @@ _HOMES = {
     "finetune": "training.finetuning",
     "load_model": "graph.load",
     "measure_cost": "graph.cost",
+    "mix": "search.mixed",
     "open_task": "task",
     "prune": "pruning.pruning",
     "quantize": "quantization",

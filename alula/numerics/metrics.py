@@ -97,6 +97,33 @@ def agreement(outputs: Array, references: Array) -> Floats:
     return _nan_where_broken(accuracy(outputs, _predict(references)), references)
 
 
+def class_divergence(outputs: Array, references: Array, *, probabilities: bool = False) -> Floats:
+    """Kullback-Leibler divergence in nats of the classes that outputs tell from those that references tell, by example.
+
+    KL(p || q) = sum_k p_k (log p_k - log q_k), with p from the references (Kullback & Leibler 1951, equation 2.4);
+    where an example has many positions, their mean.
+
+    Args:
+        outputs: logits or probabilities [n, ..., C].
+        references: likewise.
+        probabilities: whether they are probabilities already; those of 0 count as the least normal float32.
+
+    Raises:
+        DataError: shapes differ.
+    """
+    references = _shaped_as(references, _real(outputs), "references")
+    after, before = (_log_probabilities(array, probabilities) for array in (_real(outputs), references))
+    return _nan_where_broken(_mean_per_example((np.exp(before) * (before - after)).sum(-1)), outputs)
+
+
+def _log_probabilities(array: Array, probabilities: bool) -> Floats:  # noqa: FBT001
+    values = np.asarray(array, np.float64)
+    if probabilities:
+        return np.log(np.maximum(values, float(np.finfo(np.float32).tiny)))
+    values = values - values.max(axis=-1, keepdims=True)
+    return np.asarray(values - np.log(np.exp(values).sum(axis=-1, keepdims=True)))
+
+
 def cosine(outputs: Array, references: Array) -> Floats:
     """Cosine of the angle between output and reference, each example flattened; 1 where both are zero, 0 where one is.
 

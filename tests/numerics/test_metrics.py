@@ -217,3 +217,24 @@ def test_every_metric_is_listed_under_its_own_name():
     assert all(metric.name == name for name, metric in metrics.METRICS.items())
     listed = {id(metric) for metric in metrics.METRICS.values()}
     assert listed == {id(value) for value in vars(metrics).values() if isinstance(value, metrics.Metric)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_divergence_of_classes_is_the_textbook_sum(seed):
+    x, y = np.random.default_rng(seed).normal(size=(2, 6, 3, 5)) * 3
+    p, q = (np.exp(one) / np.exp(one).sum(-1, keepdims=True) for one in (y, x))
+    terms = [[sum(a * math.log(a / b) for a, b in zip(*pair, strict=True)) for pair in zip(*rows, strict=True)]
+             for rows in zip(p, q, strict=True)]  # fmt: skip
+    expected = np.mean(terms, axis=1)
+    np.testing.assert_allclose(metrics.class_divergence(x, y), expected, rtol=1e-9)
+    np.testing.assert_allclose(metrics.class_divergence(q, p, probabilities=True), expected, rtol=1e-9)
+    np.testing.assert_allclose(metrics.class_divergence(x + 1000, x), 0.0, atol=1e-9)
+
+
+def test_divergence_of_classes_bears_zeros_and_refuses_other_shapes():
+    sure = np.eye(3)
+    assert metrics.class_divergence(sure, sure, probabilities=True).tolist() == [0, 0, 0]
+    assert np.isfinite(metrics.class_divergence(sure[::-1], sure, probabilities=True)).all()
+    assert np.isnan(metrics.class_divergence(np.full((1, 3), np.nan), sure[:1])).all()
+    with pytest.raises(DataError, match="references must be shaped"):
+        metrics.class_divergence(sure, sure[:, :2])
