@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from alula.training.finetuning import Stage as Stage
     from alula.training.finetuning import distill as distill
     from alula.training.finetuning import finetune as finetune
+    from alula.training.reconstruction import Reconstruction as Reconstruction
+    from alula.training.reconstruction import reconstruct as reconstruct
     from alula.training.teacher import Remembered as Remembered
     from alula.training.training import Training as Training
 
@@ -80,6 +82,7 @@ _HOMES = {
     "QuantizeDynamic": "techniques",
     "QuantizeWeights": "techniques",
     "Recipe": "recipe",
+    "Reconstruction": "training.reconstruction",
     "Remembered": "training.teacher",
     "Sparsify": "techniques",
     "Stage": "training.finetuning",
@@ -98,6 +101,7 @@ _HOMES = {
     "open_task": "task",
     "prune": "pruning.pruning",
     "quantize": "quantization",
+    "reconstruct": "training.reconstruction",
     "restored": "graph.trainable",
     "task_from_arrays": "task",
     "trainable": "graph.trainable",
