@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alula.techniques import Quantize as Quantize
     from alula.techniques import QuantizeDynamic as QuantizeDynamic
     from alula.techniques import QuantizeWeights as QuantizeWeights
+    from alula.techniques import Recode as Recode
     from alula.techniques import Sparsify as Sparsify
     from alula.techniques import StoreSparse as StoreSparse
     from alula.training.finetuning import Stage as Stage
@@ -82,6 +83,7 @@ _HOMES = {
     "QuantizeDynamic": "techniques",
     "QuantizeWeights": "techniques",
     "Recipe": "recipe",
+    "Recode": "techniques",
     "Reconstruction": "training.reconstruction",
     "Remembered": "training.teacher",
     "Sparsify": "techniques",

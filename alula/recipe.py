@@ -32,6 +32,7 @@ from alula.techniques import (
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
+    Recode,
     Sparsify,
     StoreSparse,
     Technique,
@@ -39,7 +40,7 @@ from alula.techniques import (
 
 _KINDS = (
     Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
-    QuantizeWeights, Sparsify, StoreSparse,
+    QuantizeWeights, Recode, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}

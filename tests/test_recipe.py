@@ -22,6 +22,7 @@ from alula.techniques import (
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
+    Recode,
     Sparsify,
 )
 from alula.testing.conformance import relative_error
@@ -50,6 +51,12 @@ TECHNIQUES = st.one_of(
         by_size_of_inputs=st.booleans(),
         damping=st.floats(0, 1),
     ),
+    st.builds(
+        Recode,
+        format=st.sampled_from(["float8_e4m3", "float8_e5m2", "float4_e2m1", "nf4", "ternary"]),
+        block=st.none() | st.integers(1, 512),
+    ),
+    st.builds(Recode, format=st.sampled_from(["mxfp8", "mxfp4"]), block=st.none() | st.just(32)),
     st.builds(
         Quantize,
         weight_bits=WIDTHS,
@@ -83,8 +90,8 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 9, "Quantize": 11}
-    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights)
+    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 9, "Quantize": 11, "Recode": 2}
+    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
 
@@ -134,6 +141,8 @@ def test_only_what_differs_from_defaults_is_written():
         ({"steps": [{"technique": "Quantize", "weight_bits": {"name": "MinMax"}}]}, "whole number"),
         ({"steps": [{"technique": "QuantizeWeights", "block": "16"}]}, "whole number or None"),
         ({"steps": [{"technique": "Quantize", "smoothing": True}]}, "a number or None"),
+        ({"steps": [{"technique": "Recode", "format": "float6"}]}, "'ternary', got 'float6'"),
+        ({"steps": [{"technique": "Recode", "format": "mxfp4", "block": 16}]}, "of 32 by its specification"),
         ({"steps": [{"technique": "Quantize", "smoothing": 1.5}]}, "smoothing must be 0 to 1"),
         ({"steps": [{"technique": "Quantize", "layers.include": "abc"}]}, "layers.include"),
         ({"steps": [{"technique": "Quantize", "layers.exclude": [1]}]}, "layers.exclude"),

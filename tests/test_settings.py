@@ -65,7 +65,7 @@ def test_every_public_setting_refuses_what_is_no_setting() -> None:
     settings = [
         Goal(macs=2.0), Pruning(), Training(), Prune(0.5), Stage(CrossEntropy(), Training()), Step(Prune(0.5)),
         alula.Cluster(16), alula.Factorize(0.5), alula.Float16(), alula.Quantize(), alula.QuantizeDynamic(),
-        alula.QuantizeWeights(), alula.Sparsify(0.5), alula.StoreSparse(), alula.Drop(("a",)),
+        alula.QuantizeWeights(), alula.Recode(), alula.Sparsify(0.5), alula.StoreSparse(), alula.Drop(("a",)),
         CrossEntropy(), SoftLabels(),
     ]  # fmt: skip
     for one in settings:

@@ -57,6 +57,8 @@ _FILLS = frozenset({"ConstantOfShape", "Expand", "Range"})
 FOLDABLE = MOVES | _ELEMENTWISE | _REDUCTIONS | _FILLS
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _KEEPS_ORDER = _RESHAPES | {"Cast", "Identity", "Transpose"}
+_CODES = frozenset({ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.UINT16})
+_SMALL_FLOATS = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 TRANSPOSED = "alula.transposed"  # metadata of a folded weight: the axes of the original, in the order they lie now
 
 _log = logging.getLogger(__name__)
@@ -240,15 +242,19 @@ def is_weight(value: ir.Value) -> bool:
 
 def _is_foldable(node: ir.Node) -> bool:
     known = node.op_type in FOLDABLE and node.domain == "" and len(node.outputs) == 1 and bool(node.inputs)
-    return known and not _looks_up_codes(node)
+    return known and not _decodes(node)
 
 
-def _looks_up_codes(node: ir.Node) -> bool:
-    """Whether codes of a weight become indices of its codebook (``Cluster``): folding them would undo it."""
+def _decodes(node: ir.Node) -> bool:
+    """Whether codes of a weight become indices of its codebook (``Cluster``), or floats of 8 bits become float32.
+
+    Folding that would undo it.
+    """
     source = node.inputs[0]
-    if node.op_type != "Cast" or source is None or source.dtype not in (ir.DataType.UINT8, ir.DataType.UINT4):
+    if node.op_type != "Cast" or source is None:
         return False
-    return any(use.node.op_type == "Gather" and use.idx == 1 for use in node.outputs[0].uses())
+    indexes = any(use.node.op_type == "Gather" and use.idx == 1 for use in node.outputs[0].uses())
+    return source.dtype in _SMALL_FLOATS or (source.dtype in _CODES and indexes)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -130,10 +130,17 @@ def _matmul(node: ir.Node) -> Layer | None:
 
 def _gather(node: ir.Node) -> Layer | None:
     table = _weight_of(node, 0)
-    if table is None or len(_shape(table)) < 2 or table.dtype not in _FLOATS:
+    if table is None or len(_shape(table)) < 2 or table.dtype not in _FLOATS or _picked_by_codes(node):
         return None
     axis = int(node.attributes.get_int("axis", 0)) % len(_shape(table))
     return _make(node, table, data=1, bias=None, output_axis=axis, input_axes=())
+
+
+def _picked_by_codes(node: ir.Node) -> bool:
+    """Whether constant codes tell what a Gather takes: part of decoding a weight (``Recode``), not a look-up."""
+    cast = node.inputs[1].producer() if node.inputs[1] is not None else None
+    source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    return source is not None and source.is_initializer()
 
 
 def _recurrent(node: ir.Node) -> Layer | None:

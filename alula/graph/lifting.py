@@ -36,6 +36,7 @@ _CODES: Final = {
     "UINT2": torch.uint8, "UINT4": torch.uint8, "UINT8": torch.uint8,
 }  # fmt: skip
 _NARROW: Final = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
+_EIGHT_BITS: Final = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 _NOT_IN_TORCH: Final = frozenset({"UINT16", "UINT32", "UINT64", "STRING"})
 
 
@@ -80,6 +81,8 @@ def to_torch(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     if name in _NARROW:
         return torch.from_numpy(array.astype(_NARROW[name]))
+    if name in _EIGHT_BITS:
+        return torch.from_numpy(np.array(array).view(np.uint8)).view(_EIGHT_BITS[name])
     try:
         return torch.from_numpy(np.array(array))
     except TypeError as error:
@@ -281,7 +284,7 @@ class Lift:
             raise ModelError(f"reads {value.name!r}, which nothing computes")
         if value not in self._constants:
             name, tensor = str(value.name), to_torch(value.const_value.numpy())
-            train = tensor.is_floating_point() and tensor.numel() > 1 and value not in self._statistics
+            train = _is_real(tensor) and tensor.numel() > 1 and value not in self._statistics
             is_scale = tensor.dtype == torch.float32 and value in self._scales
             self._constants[value] = self._hold(name, tensor, train=train or is_scale)
             if is_scale:
@@ -292,9 +295,14 @@ class Lift:
         """Make a tensor a parameter or buffer of the module, under its own name where that is possible."""
         path = free_path(self._root, name)
         hold(self._root, path, tensor, train=train, persistent=kept)
-        if kept and tensor.is_floating_point():
+        if kept and _is_real(tensor):
             self._names[path] = name
         return self._graph.get_attr(path)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that can be trained; floats of 8 bits are codes, which stay."""
+    return tensor.is_floating_point() and tensor.dtype not in _EIGHT_BITS.values()
 
 
 def _statistics(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -250,7 +250,7 @@ def codes_from(
         RecipeError: axis and block do not fit the shape.
     """
     values = np.asarray(array).astype(np.float32, copy=False)
-    step, offset = (_spread(one, values.shape, axis, block) for one in (scale, zero_point))
+    step, offset = (spread(one, values.shape, axis, block) for one in (scale, zero_point))
     return stored(round_to_codes(values, step, offset, grid), grid)
 
 
@@ -279,8 +279,8 @@ def dequantize(
         RecipeError: axis and block do not fit the shape.
     """
     values = np.array(codes, dtype=np.float32)
-    values -= _spread(zero_point, values.shape, axis, block)
-    values *= _spread(scale, values.shape, axis, block)
+    values -= spread(zero_point, values.shape, axis, block)
+    values *= spread(scale, values.shape, axis, block)
     return values
 
 
@@ -330,8 +330,13 @@ def _fit(ends: ArrayLike, shape: tuple[int, ...]) -> Array:
         raise DataError(f"a range of shape {ends.shape} does not fit; give one end or an array of {shape}") from None
 
 
-def _spread(parameter: ArrayLike, shape: tuple[int, ...], axis: int | None, block: int | None) -> Floats:
-    """Repeat a scale or zero point so that it broadcasts with the array."""
+def spread(parameter: ArrayLike, shape: tuple[int, ...], axis: int | None, block: int | None) -> Floats:
+    """Repeat a scale or zero point so that it broadcasts with an array of this shape.
+
+    Raises:
+        DataError: it has not the parameter shape.
+        RecipeError: axis and block do not fit the shape.
+    """
     values = np.asarray(parameter).astype(np.float32, copy=False)
     if values.shape != (wanted := parameter_shape(shape, axis, block)):
         raise DataError(f"scale and zero point of this array have shape {wanted}, got {values.shape}")

@@ -10,6 +10,7 @@ from alula.techniques.float32 import Float32
 from alula.techniques.folding import FoldBatchNorm
 from alula.techniques.prune import Prune
 from alula.techniques.quantize import Quantize
+from alula.techniques.recode import Recode
 from alula.techniques.sparse_storage import StoreSparse
 from alula.techniques.sparsify import Sparsify
 from alula.techniques.technique import Context, Technique
@@ -28,6 +29,7 @@ __all__ = [
     "Quantize",
     "QuantizeDynamic",
     "QuantizeWeights",
+    "Recode",
     "Sparsify",
     "StoreSparse",
     "Technique",

@@ -16,6 +16,8 @@ from alula.techniques import (
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
+    Recode,
+    recode,
 )
 from alula.testing.conformance import TargetConformance, TechniqueConformance
 
@@ -184,3 +186,22 @@ class TestCluster(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return Cluster(16, weighted=True, keep_zeros=True)
+
+
+class TestRecode(TechniqueConformance):
+    form, block = "float8_e4m3", None
+
+    @pytest.fixture
+    def technique(self, monkeypatch):
+        monkeypatch.setattr(recode, "_NODE_BYTES", -(10**6))  # the networks here are too small to gain
+        return Recode(self.form, self.block)
+
+
+class TestRecodeMicroscaling(TestRecode):
+    tolerance = 0.4  # four bits
+    form = "mxfp4"
+
+
+class TestRecodeTernary(TestRecode):
+    tolerance = 1.0
+    form, block = "ternary", 8
