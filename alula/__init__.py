@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alula.budget import Budget as Budget
     from alula.compression import compress as compress
+    from alula.diagnosing.diagnosis import diagnose as diagnose
+    from alula.diagnosing.fixes import apply_fixes as apply_fixes
     from alula.errors import AlulaError as AlulaError
     from alula.graph.cost import measure_cost as measure_cost
     from alula.graph.export import export_module as export_module
@@ -92,8 +94,10 @@ _HOMES = {
     "StoreSparse": "techniques",
     "Task": "task",
     "Training": "training.training",
+    "apply_fixes": "diagnosing.fixes",
     "apply_recipe": "recipe",
     "compress": "compression",
+    "diagnose": "diagnosing.diagnosis",
     "distill": "training.finetuning",
     "export_module": "graph.export",
     "finetune": "training.finetuning",

@@ -24,6 +24,8 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from alula.budget import Budget
+    from alula.diagnosing.fixes import Fixed
+    from alula.diagnosing.result import Diagnosis
     from alula.graph.model import Model
     from alula.measurement.measurement import Measurement
     from alula.search.result import Frontier
@@ -178,6 +180,30 @@ def measure(
             _print_json({"measurements": plain, "notes": notes})
         else:
             _print_measurements(results, notes)
+
+
+@app.command(epilog="Example: [bold]alula diagnose small.onnx model.onnx --data data.npz[/bold]")
+def diagnose(
+    quantized: Annotated[Path, typer.Argument(help="The quantized model (.onnx), whoever made it.")],
+    original: Annotated[Path, typer.Argument(help="The float model (.onnx) that it was made from.")],
+    *,
+    data: Annotated[Path, typer.Option(help="Inputs as they come in use (.npz, .npy or a folder).")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the page, and with --fix the model.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Quantize the float model anew so that the causes are met.")
+    ] = False,
+    layers: Annotated[int, typer.Option(min=0, help="Layers to quantize alone, to see what each costs.")] = 60,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what quantization did to each layer of a model, why, and what helps; the worst layer first."""
+    with _explaining(out=out, debug=debug):
+        found, fixed = _diagnose(quantized, original, data, fix=fix, layers=layers)
+        written = [] if out is None else _write_diagnosis(found, fixed, out, quantized.name)
+        if as_json:
+            _print_json(found.to_json() | ({} if fixed is None else {"fixed": fixed.to_json()}))
+        else:
+            _print_diagnosis(found, fixed, written)
 
 
 @app.command(epilog="Example: [bold]alula report small[/bold]")
@@ -381,6 +407,32 @@ def _quantize(path: Path, technique: Technique | None, exclude: Sequence[str], d
     return run(model, arrays, technique=technique, exclude=exclude)
 
 
+def _diagnose(
+    quantized: Path, original: Path, data: Path, *, fix: bool, layers: int
+) -> tuple[Diagnosis, Fixed | None]:  # fmt: skip
+    from alula.comparison import read_inputs
+    from alula.diagnosing.diagnosis import diagnose as run
+    from alula.diagnosing.fixes import apply_fixes
+    from alula.graph.load import load_model
+    from alula.task_rows import fit_inputs
+
+    model = load_model(original)
+    arrays = fit_inputs(model, read_inputs(model, data))
+    found = run(quantized, model, arrays, layers=layers)
+    return found, apply_fixes(quantized, model, arrays, diagnosis=found, layers=layers) if fix else None
+
+
+def _write_diagnosis(found: Diagnosis, fixed: Fixed | None, out: Path, title: str) -> list[Path]:
+    from alula.report import write_diagnosis
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {out}: {error.strerror or error}; choose another") from error
+    made = [] if fixed is None else [fixed.model.save(out / "fixed.onnx")]
+    return [write_diagnosis(found, out, title=title, fixed=fixed), *made]
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -414,6 +466,28 @@ def _print_frontier(frontier: Frontier, folder: Path, *, as_json: bool) -> None:
     shipped = (folder / "recipe.json").exists() and (frontier.chosen or frontier.closest)
     what = "The model, its recipe and its page are" if shipped else "No model was written; the page is"
     console.print(f"{what} in {folder}; open {folder / 'report.html'}", markup=False)
+
+
+def _print_diagnosis(found: Diagnosis, fixed: Fixed | None, written: Sequence[Path]) -> None:
+    from rich.table import Table
+
+    from alula.diagnosing.words import decibels_in_words, error_in_words, verdict_in_words
+
+    console = _console()
+    console.print(verdict_in_words(found), markup=False, style="bold")
+    table = Table("layer", "bits", "error at the end", "dB at its output", "added", "weights", "activation", "cause")
+    for row in found.layers:
+        ratios = (row.sqnr_db, row.added_db, row.weights_db, row.activations_db)
+        table.add_row(_plain(row.name), row.bits, error_in_words(row.error), *map(decibels_in_words, ratios), row.cause)
+    console.print(table, soft_wrap=False)
+    for one in found.findings:
+        console.print(f"{one.layer}: {one.cause}: {one.text}; what helps: {one.fix}", markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    if fixed is not None:
+        console.print(str(fixed), markup=False, style="bold")
+    for path in written:
+        console.print(f"written: {path}", markup=False)
 
 
 def _print_measurements(results: dict[str, dict[str, Measurement]], notes: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from alula.search.events import Event
 from alula.search.result import read_result, write_result
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parent / "report" / "example.py"))
-COMMANDS = ("compress", "analyze", "quantize", "measure", "report")
+COMMANDS = ("compress", "analyze", "quantize", "diagnose", "measure", "report")
 
 
 def run(*arguments):
@@ -389,6 +389,30 @@ def test_pixels_do_not_go_into_a_float_network(model, tmp_path):
         shown = run(*arguments, "--data", tmp_path / "pixels.npz")
         assert shown.exit_code == 1
         assert "wants x: float32[batch, 16], got uint8" in shown.stderr
+
+
+def test_diagnose(model, data, tmp_path):
+    small, out = tmp_path / "small.onnx", tmp_path / "out"
+    assert run("quantize", model, "-o", small, "--data", data).exit_code == 0
+    shown = run("diagnose", small, model, "--data", data, "--json")
+    found = json.loads(shown.stdout)
+    assert [row["bits"] for row in found["layers"]] == ["int8 x uint8"] * len(load_model(model).layers())
+    assert found["findings"] == []
+    shown = run("diagnose", small, model, "--data", data, "--fix", "--out", out)
+    assert shown.exit_code == 0
+    assert "the outputs are off by" in shown.stdout
+    assert "the outputs were off by" in shown.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["diagnosis.html", "fixed.onnx"]
+
+
+def test_diagnose_mistakes(model, data, tmp_path):
+    assert "nothing to diagnose" in run("diagnose", model, model, "--data", data).stderr
+    assert run("diagnose", model, model).exit_code == 2
+    small = tmp_path / "small.onnx"
+    assert run("quantize", model, "-o", small, "--data", data).exit_code == 0
+    assert "quantized already" in run("diagnose", small, small, "--data", data).stderr
+    blocked = run("diagnose", small, model, "--data", data, "--out", small)
+    assert (blocked.exit_code, "cannot make the folder" in blocked.stderr) == (1, True)
 
 
 def test_measure(model, data, tmp_path):

@@ -22,6 +22,7 @@ class Editor:
         self._values.update({str(value.name): value for value in self.graph.initializers.values()})
         self._values.update({str(value.name): value for node in self.graph for value in node.outputs})
         self._inner = {str(name) for body in self.graph.subgraphs() for name in _names(body)}
+        self._claimed: set[str] = set()
 
     def node(self, name: str) -> ir.Node:
         """The node of this name."""
@@ -46,9 +47,14 @@ class Editor:
     def fresh(self, name: str) -> str:
         """The name itself, or with a number if it is taken."""
         taken, number = name, 1
-        while taken in self._values or taken in self._nodes or taken in self._inner:
+        while taken in self._values or taken in self._nodes or taken in self._inner or taken in self._claimed:
             number += 1
             taken = f"{name}_{number}"
+        return taken
+
+    def claim(self, name: str) -> str:
+        """A free name like this one, which is never given again."""
+        self._claimed.add(taken := self.fresh(name))
         return taken
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -112,6 +118,19 @@ class Editor:
         self._nodes[str(node.name)] = node
         self._values.update(zip(names, values, strict=True))
         return node
+
+    def append(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:
+        """What a new node at the end of the graph gives; its names are never given again."""
+        value = ir.Value(name=self.claim(output))
+        name = self.claim(f"{output}/{operator}")
+        self.graph.append(ir.node(operator, list(inputs), attributes or {}, outputs=[value], name=name))
+        return value
 
     def rename(self, value: ir.Value, name: str) -> None:
         """Give a tensor another name."""

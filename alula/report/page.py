@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from alula.budget import Budget
 from alula.measurement.certificate import Certificate
@@ -67,28 +68,33 @@ def write_report(frontier: Frontier, folder: Path) -> Path:
 
 def page(frontier: Frontier) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs
-
     sections = (
         _key_figures(frontier),
         _trade_offs(frontier),
         _layers(frontier),
-        _findings(frontier.findings),
+        findings_section(frontier.findings),
         _tried(frontier),
         _time(frontier),
         _reproduce(frontier),
         _notes(frontier),
     )
+    return document(f"{frontier.task}: compressed by alula", _header(frontier), sections)
+
+
+def document(title: str, header: Html, sections: Iterable[Html]) -> str:
+    """A page of its own: the frame that all pages have around what each says."""
+    from plotly.offline import get_plotlyjs
+
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:\">\n"
-        f"{element('title', f'{frontier.task}: compressed by alula')}\n"
+        f"{element('title', title)}\n"
         '<link rel="icon" href="data:,">\n'
         f"<style>{_resource('page.css')}</style>\n</head>\n<body>\n"
-        f"{_header(frontier)}\n<main>\n{join(sections, chr(10))}\n</main>\n"
+        f"{header}\n<main>\n{join(sections, chr(10))}\n</main>\n"
         f"<script>{get_plotlyjs()}</script>\n<script>{_resource('page.js')}</script>\n</body>\n</html>\n"
     )
 
@@ -97,7 +103,8 @@ def _resource(name: str) -> str:
     return resources.files("alula.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(title: str, *content: object) -> Html:
+def section(title: str, *content: object) -> Html:
+    """A section under its heading."""
     return element("section", element("h2", title), *content)
 
 
@@ -157,7 +164,7 @@ def _key_figures(frontier: Frontier) -> Html:
         if before is not None or after is not None:
             name, how = _quantity(key, after or before)
             rows.append((name, _value(before), _value(after), _change(key, before, after), how))
-    return _section(
+    return section(
         "Key figures",
         _tiles(frontier),
         table("Original and candidate, measured interleaved in one run", columns, rows),
@@ -243,27 +250,30 @@ def _change(key: str, before: Measurement | None, after: Measurement | None) -> 
 
 
 def _trade_offs(frontier: Frontier) -> Html:
-    figures = []
-    for number, cost in enumerate(costs_of(frontier)):
-        data = json.dumps(trade_off(frontier, cost)).replace("<", "\\u003c")
-        words = describe(frontier, cost)
-        figures.append(
-            element(
-                "figure",
-                element("figcaption", f"{cost.title} against score"),
-                element("div", class_="plot", id=f"plot-{number}", role="img", aria_label=words),
-                Html(f'<script type="application/json" data-plot="plot-{number}">{data}</script>'),
-                element("noscript", element("p", words)),
-            )
-        )
+    figures = [
+        figure(f"plot-{number}", f"{cost.title} against score", trade_off(frontier, cost), describe(frontier, cost))
+        for number, cost in enumerate(costs_of(frontier))
+    ]
     legend = "The line is the best score for each cost; grey candidates are beaten by another in everything."
-    return _section("What can be had", element("p", legend, class_="quiet"), element("div", *figures, class_="plots"))
+    return section("What can be had", element("p", legend, class_="quiet"), element("div", *figures, class_="plots"))
+
+
+def figure(name: str, caption: str, plot: Mapping[str, Any], words: str) -> Html:
+    """A plot with its caption, and in words for those who do not see it; ``name`` is unique on the page."""
+    data = json.dumps(plot).replace("<", "\\u003c")
+    return element(
+        "figure",
+        element("figcaption", caption),
+        element("div", class_="plot", id=name, role="img", aria_label=words),
+        Html(f'<script type="application/json" data-plot="{name}">{data}</script>'),
+        element("noscript", element("p", words)),
+    )
 
 
 def _layers(frontier: Frontier) -> Html:
     layers = sorted(frontier.best.layers, key=lambda row: (row.harm is None, 0.0 if row.harm is None else -row.harm))
     if not layers:
-        return _section("Layers", element("p", "No layers were recorded for this candidate."))
+        return section("Layers", element("p", "No layers were recorded for this candidate."))
     harmed, timed = (any(getattr(row, field) is not None for row in layers) for field in ("harm", "latency_share"))
     parts = len({row.part for row in layers}) > 1
     columns = [Column("Layer"), *([Column("Part")] if parts else []), Column("Operator"), Column("Bits"),
@@ -284,7 +294,7 @@ def _layers(frontier: Frontier) -> Html:
         "Harm is the relative error of the network's output when this layer alone is compressed. " if harmed else ""
     )
     legend += "Time is that of the layer in the runtime, for one example. " if timed else ""
-    return _section(
+    return section(
         "Layers",
         element("p", legend, "Press a heading to sort by it.", class_="quiet"),
         table(caption, [*columns, Column("Why", wide=True)], rows, sortable=True, tall=True),
@@ -304,10 +314,11 @@ def _layer_time(row: LayerRow | None, one: Candidate) -> Cell:
     return Cell(f"{share * one.time.total_ms:.3g} ms", share * one.time.total_ms)
 
 
-def _findings(findings: Sequence[Finding]) -> Html:
+def findings_section(findings: Sequence[Finding]) -> Html:
+    """Causes by name, each with its numbers and what helps."""
     if not findings:
-        return _section("Findings", element("p", "No layer showed a known cause of damage."))
-    return _section("Findings", *(_finding(finding) for finding in findings))
+        return section("Findings", element("p", "No layer showed a known cause of damage."))
+    return section("Findings", *(_finding(finding) for finding in findings))
 
 
 def _finding(finding: Finding) -> Html:
@@ -332,7 +343,7 @@ def _tried(frontier: Frontier) -> Html:
     chosen = [index for index, one in enumerate(everyone) if one.name == frontier.chosen]
     caption = f"All {len(frontier.candidates)} candidates, and why each was or was not chosen"
     rows = [_candidate(one) for one in everyone]
-    return _section("What was tried", table(caption, columns, rows, sortable=True, marked=chosen))
+    return section("What was tried", table(caption, columns, rows, sortable=True, marked=chosen))
 
 
 def _candidate(one: Candidate) -> tuple[object, ...]:
@@ -362,7 +373,7 @@ def _time(frontier: Frontier) -> Html:
         for share, row in timed[:TIME_ROWS]
     ]  # fmt: skip
     longest = [element("h3", "The layers that take longest"), element("ol", join(bars), class_="bars")] if bars else []
-    return _section("Where the time went", *told, *_time_table(frontier.original, best), *longest)
+    return section("Where the time went", *told, *_time_table(frontier.original, best), *longest)
 
 
 def _time_table(original: Candidate, best: Candidate) -> list[Html]:
@@ -405,7 +416,7 @@ def _reproduce(frontier: Frontier) -> Html:
     ]
     groups = (("Target", frontier.target), ("Machine", frontier.machine), ("Versions", frontier.versions))
     command = [element("pre", element("code", frontier.command), tabindex="0")] if frontier.command else []
-    return _section(
+    return section(
         "How to reproduce",
         *command,
         facts(pairs),
@@ -416,9 +427,10 @@ def _reproduce(frontier: Frontier) -> Html:
 def _notes(frontier: Frontier) -> Html:
     notes = [*frontier.best.notes, *(note for note in frontier.original.notes if note not in frontier.best.notes)]
     if not notes:
-        return _section("Notes", element("p", "Nothing was skipped, and no fallback was taken."))
-    return _section("Notes", element("ul", _note_items((note.place, note.text) for note in notes), class_="notes"))
+        return section("Notes", element("p", "Nothing was skipped, and no fallback was taken."))
+    return section("Notes", element("ul", note_items((note.place, note.text) for note in notes), class_="notes"))
 
 
-def _note_items(notes: Iterable[tuple[str, str]]) -> Html:
+def note_items(notes: Iterable[tuple[str, str]]) -> Html:
+    """Places and what is said of them, as items of a list."""
     return join(element("li", element("code", place), " ", text) for place, text in notes)

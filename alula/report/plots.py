@@ -173,7 +173,7 @@ def _points(
             "color": marker.colour,
             "line": {"color": marker.colour, "width": 1.5},
         },
-        "customdata": [[_plain(one.name), _plain(_hover(one))] for one, _ in known],
+        "customdata": [[plain(one.name), plain(_hover(one))] for one, _ in known],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
     }
 
@@ -195,29 +195,22 @@ def _hover(candidate: Candidate) -> str:
     return ", ".join(words)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text for plotly, which reads a few tags in its labels: shortened, and without any."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")[:80]
 
 
-def _layout(frontier: Frontier, cost: Cost, floor: float, edge: float | None) -> dict[str, Any]:
-    axis = {"gridcolor": "var(--line)", "zeroline": False, "linecolor": "var(--line)", "automargin": True}
-    label = {"showarrow": False, "font": {"color": "var(--warn)", "size": 12}}
-    lines = [_limit({"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor})]
-    notes = [label | {"xref": "paper", "x": 0, "y": floor, "xanchor": "left", "yanchor": "top", "text": "budget"}]
-    if cost.limit is not None:
-        lines.append(_limit({"yref": "paper", "y0": 0, "y1": 1, "x0": cost.limit, "x1": cost.limit}))
-        notes.append(label | {"yref": "paper", "y": 0, "x": cost.limit, "xanchor": "left", "yanchor": "bottom",
-                              "text": f"at most {cost.limit:.3g} {cost.unit}"})  # fmt: skip
-    title = _plain(frontier.metric) + ("" if edge is None else " (arrows: off this scale)")
+def axis_of(title: str) -> dict[str, Any]:
+    """An axis with its title, in the page's colours."""
+    lines = {"gridcolor": "var(--line)", "zeroline": False, "linecolor": "var(--line)", "automargin": True}
+    return lines | {"title": {"text": title}}
+
+
+def frame(height: int) -> dict[str, Any]:
+    """What the layouts of all figures share."""
     return {
-        "xaxis": axis | {"title": {"text": f"{cost.title}, {cost.unit}"}, "rangemode": "tozero"},
-        "yaxis": axis | {"title": {"text": title}},
-        "shapes": lines,
-        "annotations": notes,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "height": 380,
+        "height": height,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "var(--ink)", "size": 13, "family": "var(--font)"},
@@ -226,5 +219,25 @@ def _layout(frontier: Frontier, cost: Cost, floor: float, edge: float | None) ->
     }
 
 
-def _limit(place: dict[str, Any]) -> dict[str, Any]:
+def limit(place: dict[str, Any]) -> dict[str, Any]:
+    """A dashed line at a limit."""
     return {"type": "line", "line": {"color": "var(--warn)", "width": 1.5, "dash": "dash"}, **place}
+
+
+def _layout(frontier: Frontier, cost: Cost, floor: float, edge: float | None) -> dict[str, Any]:
+    label = {"showarrow": False, "font": {"color": "var(--warn)", "size": 12}}
+    lines = [limit({"xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor})]
+    notes = [label | {"xref": "paper", "x": 0, "y": floor, "xanchor": "left", "yanchor": "top", "text": "budget"}]
+    if cost.limit is not None:
+        lines.append(limit({"yref": "paper", "y0": 0, "y1": 1, "x0": cost.limit, "x1": cost.limit}))
+        notes.append(label | {"yref": "paper", "y": 0, "x": cost.limit, "xanchor": "left", "yanchor": "bottom",
+                              "text": f"at most {cost.limit:.3g} {cost.unit}"})  # fmt: skip
+    title = plain(frontier.metric) + ("" if edge is None else " (arrows: off this scale)")
+    return {
+        "xaxis": axis_of(f"{cost.title}, {cost.unit}") | {"rangemode": "tozero"},
+        "yaxis": axis_of(title),
+        "shapes": lines,
+        "annotations": notes,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **frame(380),
+    }

@@ -47,7 +47,7 @@ def calibrate(task: Task, recipes: Iterable[Recipe], on_progress: Progress | Non
     recipes = tuple(recipes)
     requests = {part: _requests(model, recipes, part) for part, model in task.parts.items()}
     collectors = {part: Collector(in_float32(model), requests[part]) for part, model in task.parts.items()}
-    recordings = {part: _Recording() for part in task.parts}
+    recordings = {part: Recording() for part in task.parts}
     recording = True
 
     def run(feeds: Mapping[str, np.ndarray], part: str = "model") -> dict[str, np.ndarray]:
@@ -114,16 +114,18 @@ def _statistics(part: str, collector: Collector) -> Statistics:
 
 
 @dataclass(slots=True)
-class _Recording:
+class Recording:
     """Copies of some of the feeds that went by: every one, then every second, every fourth, ..., to stay bounded."""
 
+    limit: int = RECORDED_CALLS
     calls: list[Mapping[str, np.ndarray]] = field(default_factory=list)
     seen: int = 0
     stride: int = 1
 
     def add(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Copy these feeds, if it is their turn."""
         if self.seen % self.stride == 0:
-            if len(self.calls) == RECORDED_CALLS:
+            if len(self.calls) == self.limit:
                 self.calls, self.stride = self.calls[::2], 2 * self.stride
             if self.seen % self.stride == 0:
                 self.calls.append({name: np.array(array) for name, array in feeds.items()})

@@ -26,7 +26,7 @@ RESULT_FILE = "result.json"
 FORMAT = 1  # raised when a reader of an older version could not understand the file
 
 
-class _Record:
+class Record:
     """A frozen dataclass that round-trips through plain JSON data."""
 
     __slots__ = ()
@@ -47,7 +47,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRow(_Record):
+class LayerRow(Record):
     """One layer of a candidate: what it became, what it costs, and why."""
 
     part: str
@@ -62,7 +62,7 @@ class LayerRow(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSplit(_Record):
+class TimeSplit(Record):
     """Where the time goes, node by node, by the runtime's own profiler: four fractions that add up to 1.
 
     Layers count as int8 when the runtime computes them in integers, whatever their graph says. ``conversions`` are
@@ -79,7 +79,7 @@ class TimeSplit(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding(_Record):
+class Finding(Record):
     """Why a layer suffers, by name, with the numbers that show it and what helps."""
 
     part: str
@@ -91,7 +91,7 @@ class Finding(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate(_Record):
+class Candidate(Record):
     """One recipe, built for the target and measured there."""
 
     name: str
@@ -108,7 +108,7 @@ class Candidate(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Frontier(_Record):
+class Frontier(Record):
     """The result of one run: what was tried, what is not dominated, what was chosen, and the proof."""
 
     task: str
@@ -246,7 +246,7 @@ def _decode_plain(kind: type, value: Any, place: str) -> Any:
         return _expect(_is_number(value) and not isinstance(value, float), value, place, "a whole number", value)
     if kind in (str, bool):
         return _expect(isinstance(value, kind), value, place, "text" if kind is str else "true or false", value)
-    if issubclass(kind, _Record) or not hasattr(kind, "from_json"):
+    if issubclass(kind, Record) or not hasattr(kind, "from_json"):
         return _decode_record(kind, value, place)
     try:
         return kind.from_json(value)

@@ -15,8 +15,8 @@ from tests.architecture.source import PACKAGE, ROOT, File, read_package
 # Each may import what stands before it, and itself. New top-level modules find their place here.
 ORDER = (
     "errors", "settings", "storage", "numerics", "graph", "techniques", "recipe", "budget", "examples", "task_files",
-    "task_rows", "task", "training", "targets", "measurement", "quantization", "pruning", "search", "comparison",
-    "pack", "report", "compression",
+    "task_rows", "task", "training", "targets", "measurement", "quantization", "pruning", "search", "diagnosing",
+    "comparison", "pack", "report", "compression",
     "serving", "cli",
 )  # fmt: skip
 OUTSIDE = ("__init__", "__main__", "testing")  # these may import anything, and nothing in ORDER imports them
