@@ -34,7 +34,7 @@ def check_settings(settings: Any) -> None:
         if isinstance(value, list) and _takes_tuple(hint):
             value = tuple(value)
             object.__setattr__(settings, name, value)
-        if isinstance(value, np.number):
+        if isinstance(value, np.number | np.bool_):
             value = value.item()
             object.__setattr__(settings, name, value)
         if not fits(value, hint):

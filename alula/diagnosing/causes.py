@@ -127,7 +127,7 @@ def held_weights(match: Match) -> dict[str, np.ndarray]:
     if not match.operands.weights:
         return {}
     empty = ir.Model(
-        ir.Graph([], [], nodes=[], opset_imports={"": 21, "com.microsoft": 1}, name="weights"), ir_version=10
+        ir.Graph([], [], nodes=[], opset_imports={"com.microsoft": 1, **_opsets(match)}, name="weights"), ir_version=10
     )
     editor = Editor(empty)
     copier = Copier(editor, "")
@@ -147,7 +147,7 @@ def held_weights(match: Match) -> dict[str, np.ndarray]:
 
 def _opsets(match: Match) -> dict[str, int]:
     graph = match.part.nodes[0].graph
-    return {} if graph is None else dict(graph.opset_imports)
+    return {"": 21} if graph is None else dict(graph.opset_imports)
 
 
 def _by_data(seen: Evidence) -> Iterator[Finding]:
@@ -198,16 +198,16 @@ def _reused(seen: Evidence) -> Iterator[Finding]:
 
 
 def _misrounded(seen: Evidence, name: str) -> bool:
-    """Whether codes of a constant are further from it than rounding explains; so too where that cannot be told."""
+    """Whether codes of a constant are further from it than rounding explains."""
     held, operand = seen.held.get(name), seen.match.operands.weights.get(name)
     scale = None if operand is None else codes_behind(operand)[1]
     wanted = seen.model.weight(name)
     if held is None or scale is None or scale.const_value is None or held.shape != wanted.shape:
-        return True
+        return False  # it cannot be told
     steps = np.abs(scale.const_value.numpy().astype(np.float64)).ravel()
     axis = seen.match.layer.output_axis if wanted.ndim > 1 else 0
-    if steps.size not in (1, wanted.shape[axis]):
-        return True
+    if steps.size not in (1, wanted.shape[axis]):  # of blocks: one step for all, the widest
+        steps = steps.max(keepdims=True)
     apart = np.abs(held.astype(np.float64) - wanted)
     return (
         float(np.mean(apart > MISROUNDED * np.expand_dims(steps, tuple(range(1, wanted.ndim - axis)))))

@@ -16,7 +16,7 @@ from alula.diagnosing.matching import Match, Matching, match
 from alula.diagnosing.operands import codes_behind, range_of
 from alula.diagnosing.result import Diagnosis, Distribution, LayerNoise
 from alula.diagnosing.twin import Kind, Noise, Twin, make_twin, with_one_layer
-from alula.errors import DataError, ModelError, at
+from alula.errors import DataError, ModelError, RecipeError, at
 from alula.graph.export import as_model
 from alula.graph.feeds import feeds_of
 from alula.graph.load import load_model, model_from_proto
@@ -80,8 +80,11 @@ def diagnose(
     Raises:
         ModelError: a file is no model; nothing is quantized, or the original is; no layer is found in both.
         DataError: the data is empty, not finite, or does not fit; the float network gives NaN on it.
+        RecipeError: layers is below 0.
     """
     expect("layers", layers, int)
+    if layers < 0:
+        raise RecipeError(f"layers must be at least 0, got {layers}")
     expect("vnni", vnni, bool | None)
     model, given = open_pair(quantized, original)
     matching = match(model, given)

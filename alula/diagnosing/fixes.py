@@ -16,6 +16,7 @@ Layers that still do harm stay in float in a second attempt, which is kept if it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
@@ -23,7 +24,7 @@ from typing import Any, Final
 from alula.diagnosing.causes import COARSE
 from alula.diagnosing.diagnosis import AnyModel, Data, diagnose, open_pair
 from alula.diagnosing.matching import Match, match
-from alula.diagnosing.operands import codes_behind, range_of
+from alula.diagnosing.operands import codes_behind, codes_taken, range_of
 from alula.diagnosing.result import Diagnosis
 from alula.errors import DataError
 from alula.graph.export import as_model
@@ -117,11 +118,14 @@ def apply_fixes(
             best, kept = other, [*kept, *still]
             done += (f"left in float, as they still do harm: {', '.join(still)}",)
     model, recipe, after = best
+    if after.error > before.error:
+        text = f"the outputs are off by {after.error:.3g} of their size, before by {before.error:.3g}"
+        done += (f"nothing that was tried helps: {text}; keep the model that was given",)
     return Fixed(model, recipe, before, after, done)
 
 
 def technique_of(matches: Iterable[Match]) -> Technique:
-    """The technique of alula's that comes nearest to how a graph was quantized."""
+    """The technique of alula's that comes nearest to how a graph was quantized; weights by the type of their codes."""
     quantized = [one for one in matches if one.quantized]
     weights = [codes_behind(operand) for one in quantized for operand in one.operands.weights.values()]
     bits = 4 if any("int4" in kind for kind, _, _ in weights) else 8
@@ -130,12 +134,29 @@ def technique_of(matches: Iterable[Match]) -> Technique:
     activations = [one.operands.activation for one in quantized if one.operands.activation is not None]
     fixed = [one for one in activations if range_of(one) is not None]
     if fixed:
-        kinds = {codes_behind(one)[0] for one in fixed}
-        width = max(_WIDER.get(kind, 8) for kind in kinds)
+        kinds = [codes_behind(one)[0] for one in fixed]
+        width = max(_WIDER.get(kind) or _width(*codes_taken(one, kind)) for one, kind in zip(fixed, kinds, strict=True))
         return Quantize(weight_bits=bits, activation_bits=width, per_channel=per_channel)
     if any(one.quantizes_activations for one in quantized):
         return QuantizeDynamic(per_channel=per_channel)
-    return QuantizeWeights(bits=bits)
+    blocks = [block for one in quantized if (block := _block_of(one)) is not None]
+    return QuantizeWeights(bits=bits, block=min(blocks, default=None), smallest=1)
+
+
+def _width(low: int, high: int) -> int:
+    """Bits that codes from the least to the greatest take, 2 at least."""
+    return max(2, math.ceil(math.log2(high - low + 1)))
+
+
+def _block_of(one: Match) -> int | None:
+    """Weights of a layer that share a scale, where they are blocks along an axis."""
+    for operand in one.operands.weights.values():
+        scale = codes_behind(operand)[1]
+        shape = () if scale is None or scale.const_value is None else scale.const_value.numpy().shape
+        if len(shape) == len(one.layer.shape) > 1:
+            blocks = {length // count for length, count in zip(one.layer.shape, shape, strict=True) if count < length}
+            return max(blocks, default=None)
+    return None
 
 
 def adapted(base: Technique, diagnosis: Diagnosis) -> tuple[Technique, bool, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
+import ml_dtypes
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
@@ -129,16 +129,17 @@ def range_of(operand: Operand) -> tuple[float, float] | None:
     if step is None or step.size != 1 or not kind.lstrip("u").startswith("int"):
         return None
     offset = 0 if zero is None or zero.const_value is None else int(zero.const_value.numpy().reshape(()))
-    low, high = ((code - offset) * float(step.reshape(())) for code in _codes_taken(operand, kind))
+    low, high = ((code - offset) * float(step.reshape(())) for code in codes_taken(operand, kind))
     return low, high
 
 
-def _codes_taken(operand: Operand, kind: str) -> tuple[int, int]:
+def codes_taken(operand: Operand, kind: str) -> tuple[int, int]:
     """The least and largest code: those of the type, or between which they are clipped, as of fewer bits."""
-    limits, node = np.iinfo(kind), operand.value.producer()
+    limits = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
+    node = operand.value.producer()
     while node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    ends = [limits.min, limits.max]
+    ends = [int(limits.min), int(limits.max)]
     if node is not None and node.op_type == "Clip":
         for index, value in enumerate(node.inputs[1:3]):
             if value is not None and value.const_value is not None:

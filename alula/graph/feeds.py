@@ -43,14 +43,27 @@ def feeds_of(specs: Sequence[TensorSpec], data: Any) -> Iterator[Feeds]:
 def _feed(specs: Sequence[TensorSpec], item: Any) -> Feeds:
     if isinstance(item, tuple | list) and len(item) == 2 and (isinstance(item[0], Mapping) or _is_array(item[0])):
         item = item[0]  # and labels
-    if isinstance(item, tuple | list) and len(item) == 1 and _is_array(item[0]):
+    if isinstance(item, tuple | list) and len(item) == 1 and (isinstance(item[0], Mapping) or _is_array(item[0])):
         (item,) = item
     if _is_array(item):
         item = {_only(specs): item}
     if not isinstance(item, Mapping):
         raise DataError(f"a feed is a mapping from input names to arrays, got {type(item).__name__}")
+    return _finite(_named(specs, item))
+
+
+def _named(specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> Feeds:
+    """The arrays without labels that stand beside them."""
     names = {spec.name for spec in specs}
-    return _finite({name: np.asarray(array) for name, array in item.items() if name in names or name != "labels"})
+    return {name: _as_array(array, name) for name, array in arrays.items() if name in names or name != "labels"}
+
+
+def _as_array(thing: Any, name: str) -> np.ndarray:
+    thing = thing.detach() if hasattr(thing, "detach") else thing
+    try:
+        return np.asarray(thing)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"input {name!r} cannot be made an array: {error}") from error
 
 
 def _finite(feed: Feeds) -> Feeds:
@@ -73,7 +86,7 @@ def _only(specs: Sequence[TensorSpec]) -> str:
 
 def _rows(specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> Iterator[Feeds]:
     """Slices along axis 0, as long as the graph wants them; what is left over is dropped, and the log says so."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = _named(specs, arrays)
     lengths = {name: array.shape[0] if np.ndim(array) else 0 for name, array in arrays.items()}
     count = min(lengths.values(), default=0)
     if len(set(lengths.values())) > 1:

@@ -12,6 +12,10 @@ from alula.graph.model import Model
 _FLAT: Final = frozenset({"Ceil", "Floor", "Hardmax", "Round", "Sign"})  # their slope is 0 wherever there is one
 _CODES: Final = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
                            "QLinearConv", "DequantizeLinear"})  # fmt: skip  # rounded straight through
+_KEEPING_CODES: Final = frozenset(
+    {"Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split",
+     "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)  # fmt: skip
 _INTEGERS: Final = frozenset({"BOOL", "INT32", "INT64", "INT8", "INT16", "UINT8", "UINT16", "UINT32", "UINT64"})
 
 
@@ -53,4 +57,13 @@ def _walk(starts: Iterable[ir.Value], *, stop: bool) -> tuple[set[ir.Value], lis
 def _has_no_gradient(value: ir.Value, node: ir.Node) -> bool:
     if node.op_type in _FLAT:
         return True
-    return value.dtype is not None and value.dtype.name in _INTEGERS and node.op_type not in _CODES
+    return value.dtype is not None and value.dtype.name in _INTEGERS and not _is_code(value)
+
+
+def _is_code(value: ir.Value | None) -> bool:
+    """Whether whole numbers are codes of a tensor, perhaps clipped or moved: these are rounded straight through."""
+    while value is not None and (node := value.producer()) is not None and node.op_type not in _CODES:
+        if node.op_type not in _KEEPING_CODES:
+            return False
+        value = node.inputs[0]
+    return value is not None and value.producer() is not None

@@ -121,7 +121,7 @@ class Step:
     def _on_widths(tried: Sequence[tuple[float, Gone, tuple[int, ...]]], unmet: RecipeError | None,
                    blocks: tuple[int, ...]) -> list[Note]:  # fmt: skip
         first, *_ = tried
-        if blocks == first[2] and unmet is None:
+        if blocks == first[2] and (unmet is None or blocks == BLOCKS):
             return []
         why = "could not be met" if unmet is not None else f"would be passed {first[0]:.2f} times"
         finer = f"multiples of {blocks[0]}" if blocks else "any number of units"

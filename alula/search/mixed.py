@@ -76,7 +76,7 @@ class Mixing:
     Attributes:
         harm: ``error``: mean over outputs y of |y' - y|^2 / |y|^2; ``divergence``: of the classes that the first output
             tells (mean Kullback-Leibler divergence in nats).
-        evaluations: mixes that are built and measured after each layer alone, at most.
+        evaluations: mixes that are built and measured after each layer alone and all layers alike, at most.
     """
 
     harm: Kind = "error"
@@ -238,7 +238,7 @@ class _Mixer:
             return float(place.bits)
         said = getattr(option, "bits", getattr(option, "weight_bits", None))
         stored = place.bits - 8 * (self._mixes.model.size_bytes - row.size_bytes) / place.weights
-        return float(said) if isinstance(said, int) else max(stored, 0.0)
+        return float(said) if isinstance(said, int | float) else max(stored, 0.0)
 
     def _chosen(self, options: Sequence[Options]) -> tuple[Choice, Choice | None]:
         """The choice of least harm that really holds the limits, and the best uniform one.
@@ -247,6 +247,8 @@ class _Mixer:
         """
         wanted = self._limit.wanted()
         limits, known = dict(wanted), dict[Choice, float]()
+        if "size_bytes" in limits:
+            limits["size_bytes"] += self._shared_bytes(options)
         for _ in range(ATTEMPTS):
             uniform = self._uniform(options, limits)
             starts = [tuple(assign(options, limits)), *([] if uniform is None else [uniform])]
@@ -279,8 +281,19 @@ class _Mixer:
         every = [tuple(number if math.isfinite(one.harms[number]) else rest for one in options)
                  for number in range(len(self._mixes.options))]  # fmt: skip
         every = [one for one in every if AS_IT_IS not in one]
-        within = [one for one in every if math.isfinite(total_harm(options, one)) and holds(options, one, limits)]
+        most = self._limit.size_bytes or math.inf
+        within = [one for one in every if math.isfinite(total_harm(options, one)) and holds(options, one, limits)
+                  and self._mixes.row(one).size_bytes <= most]  # fmt: skip
         return min(within, key=lambda one: total_harm(options, one), default=None)
+
+    def _shared_bytes(self, options: Sequence[Options]) -> float:
+        """What places that have one option share in the file, at most: counted at each of them, written once."""
+        shared = 0.0
+        for number in range(len(self._mixes.options)):
+            choice = (number,) * len(options)
+            if all(math.isfinite(one.harms[number]) for one in options):
+                shared = max(shared, total_cost(options, choice, "size_bytes") - self._mixes.row(choice).size_bytes)
+        return shared
 
     def _costs(self, choice: Choice, options: Sequence[Options]) -> dict[str, float]:
         """What a mix really costs, of each kind that is limited."""

@@ -73,6 +73,11 @@ class Recode:
             raise RecipeError(f"the blocks of {self.format} are of 32 by its specification, got block={self.block}")
 
     @property
+    def bits(self) -> float:
+        """Of a weight, without scales."""
+        return 1.6 if self.format == "ternary" else 8.0 if self.format in _FLOAT8 else 4.0
+
+    @property
     def _microscaling(self) -> bool:
         return self.format.startswith("mx")
 
@@ -244,7 +249,7 @@ class _Writer:
     def columns(self, length: int, block: int) -> ir.Value:
         """The block that each of so many numbers lies in."""
         columns = np.arange(length) // block
-        kind = np.uint8 if columns[-1] < 256 else np.uint16
+        kind = np.min_scalar_type(columns[-1])
         return self.editor.constant(f"columns.{length}.{block}", columns.astype(kind))  # one for all weights
 
     def powers(self, scale: np.ndarray) -> ir.Value:

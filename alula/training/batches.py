@@ -262,7 +262,8 @@ def labels_tensor(labels: Any) -> Tensor:
         DataError: they are no numbers.
     """
     try:
-        return torch.as_tensor(labels)
+        found = torch.as_tensor(labels)
+        return found if found.is_floating_point() else found.long()
     except (TypeError, ValueError, RuntimeError):
         first = next(iter(labels), labels) if isinstance(labels, Iterable) else labels
         raise DataError(f"labels must be numbers, got {first!r}; give the number of each class, from 0 on") from None

@@ -240,16 +240,21 @@ def count_kept(given: Given, mask: str | None, known: Tensor | None = None) -> f
     """How many rows a mask among the inputs, and labels that are known, keep; None where there is neither.
 
     Raises:
-        RecipeError: the graph computes the mask, so that it is not known of rows that were not run yet.
+        RecipeError: the graph computes the mask, so that it is not known of rows that were not run yet; or labels and
+            mask are of other rows.
     """
     if mask is None:
         return None if known is None else float(known.sum())
     if mask not in given.student:
         raise RecipeError(f"with accumulate, a mask must be an input of the graph; {mask!r} is computed")
     kept = given.student[mask] != 0
-    if known is not None and list(known.shape[: kept.ndim]) == list(kept.shape):
-        kept = known & kept.reshape(*kept.shape, *(1,) * (known.ndim - kept.ndim))
-    return float(kept.sum())
+    if known is None:
+        return float(kept.sum())
+    if known.numel() == kept.numel():  # but for axes of length 1
+        return float((known.flatten() & kept.flatten()).sum())
+    if list(known.shape[: kept.ndim]) != list(kept.shape):
+        raise RecipeError(f"labels of shape {list(known.shape)} do not go with the mask {mask!r} of {list(kept.shape)}")
+    return float((known & kept.reshape(*kept.shape, *(1,) * (known.ndim - kept.ndim))).sum())
 
 
 def refuse_other_shape(ours: Tensor, theirs: Tensor) -> None:

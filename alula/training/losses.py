@@ -109,7 +109,7 @@ class OfClasses(Loss):
         if given.labels is None or not fits(given.labels, rows):
             return kept
         known = given.fitted_labels(rows) != self.ignore
-        return known if kept is None else kept & known
+        return known if kept is None else known & kept.reshape(*kept.shape, *(1,) * (known.ndim - kept.ndim))
 
     def count(self, given: Given) -> float:
         """Rows that neither their label nor the mask leaves out."""

@@ -170,7 +170,7 @@ class _Run:
         after = learn_rounding(piece, part, weights, kept, self._settings, error=before, seed=seed, on_step=on_step)
         error = error_of(after, kept)
         size = kept.size() or 1.0
-        if error >= before:
+        if not error < before:  # NaN is no less
             text = f"its rounding stays: error {before / size:.3g} of its output's square, learned {error / size:.3g}"
             return model.edited(model.edit(), [Note(part.name, text)])
         text = f"rounding learned: error {error / size:.3g} of its output's square, before {before / size:.3g}"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.graph.ops.quantization import dequantize, spread
+from alula.numerics.allocation import rounded_up
 
 ZETA: Final = 1.1
 GAMMA: Final = -0.1
@@ -57,7 +58,7 @@ def beta_at(step: int, steps: int, *, warm_up: float, ends: tuple[float, float])
     >>> [beta_at(step, 101, warm_up=0.2, ends=(20, 2)) for step in (0, 20, 21, 100)]
     [None, None, 20.0, 2.0]
     """
-    first = round(warm_up * steps + 0.5)
+    first = rounded_up(warm_up * steps)
     if step < first:
         return None
     done = (step - first) / max(steps - 1 - first, 1)

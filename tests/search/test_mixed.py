@@ -237,3 +237,19 @@ def test_data_that_are_none_are_refused() -> None:
         mix(chain(), [], limit=Limit(weight_bits=4))
     with pytest.raises(DataError):
         mix(chain(), np.zeros((0, 16), np.float32), limit=Limit(weight_bits=4))
+
+
+def test_what_places_share_in_the_file_is_not_counted_at_each_of_them() -> None:
+    """The table of codes of ternary weights is there once: the file of all of them is a limit that can be met."""
+    import alula
+
+    random = np.random.default_rng(0)
+    weights = {f"w{number}": random.standard_normal((64, 64)).astype(np.float32) for number in range(4)}
+    body = " ".join(f"h{number + 1} = MatMul (h{number}, w{number})" for number in range(4))
+    text = f"net (float[n, 64] h0) => (float[n, 64] h4) {{ {body} }}"
+    model = alula.testing.model_from_text(text, weights)
+    rows = random.standard_normal((16, 64)).astype(np.float32)
+    whole = alula.apply_recipe(model, alula.Recipe((alula.Step(alula.Recode("ternary")),)))
+    limit = alula.Limit(size_bytes=whole.size_bytes + 50)
+    found = alula.mix(model, rows, limit=limit, options=(None, alula.Recode("ternary")))
+    assert found.model.size_bytes <= whole.size_bytes + 50
