@@ -15,6 +15,7 @@ from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
+from alula.settings import Patterns, expect
 from alula.techniques import Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
 from alula.techniques.float32 import in_float32
 
@@ -60,6 +61,8 @@ def quantize(
     """
     from alula.graph.export import as_model
 
+    expect("include", include, Patterns)
+    expect("exclude", exclude, Patterns)
     original = as_model(model, example)
     chosen = Step(FoldBatchNorm(), tuple(include), tuple(exclude)).layers(original)
     reason = "it was asked for"

@@ -8,11 +8,14 @@ import numbers
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from alula.errors import RecipeError
+
+Patterns: TypeAlias = tuple[str, ...] | list[str]
+"""What patterns of names are given as; one name by itself would be read letter by letter."""
 
 _WORDS = {
     bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "None", Path: "a path",

@@ -48,6 +48,10 @@ WRONG: dict[str, tuple[Callable[[Model], object], str]] = {
     "half a row": (lambda _: Training(batch_size=3.5), "batch_size must be a whole number, got 3.5"),
     "a folder to remember in": (lambda model: Remembered(model, 3), "folder must be text or a path, got 3"),
     "a stage without a loss": (lambda _: Stage("x", Training()), "loss must be a Loss, got 'x'"),
+    "one pattern as text": (
+        lambda model: alula.quantize(model, rows(8)[0], include="conv"),
+        "include must be a tuple of",
+    ),
     "a temperature as text": (lambda _: SoftLabels(temperature="4"), "temperature must be a number, got '4'"),
 }
 

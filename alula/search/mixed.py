@@ -21,7 +21,7 @@ from alula.recipe import Recipe, Step, apply_recipe
 from alula.search.exchanges import Choice, Exchanges
 from alula.search.mixes import AS_IT_IS, Feeds, Kind, Mixes, Place, Row, places_of
 from alula.search.stopwatch import Latencies
-from alula.settings import check_settings, expect, fits, shown
+from alula.settings import Patterns, check_settings, expect, fits, shown
 from alula.targets import OnnxRuntime, Target
 from alula.techniques import Float32, FoldBatchNorm, QuantizeWeights, Technique
 from alula.training.progress import counting
@@ -160,6 +160,8 @@ def mix(
     feeds = list(feeds_of(prepared.inputs, data))
     if not feeds:
         raise DataError("there are no calibration data; give at least one feed")
+    expect("include", include, Patterns)
+    expect("exclude", exclude, Patterns)
     places = places_of(prepared, select(prepared.layers(), include, exclude))
     if not places:
         raise RecipeError("no layer has weights to choose for; include other layers")
@@ -249,9 +251,15 @@ class _Mixer:
         limits, known = dict(wanted), dict[Choice, float]()
         if "size_bytes" in limits:
             limits["size_bytes"] += self._shared_bytes(options)
-        for _ in range(ATTEMPTS):
+        real: Mapping[str, float] = {}
+        for attempt in range(ATTEMPTS):
             uniform = self._uniform(options, limits)
-            starts = [tuple(assign(options, limits)), *([] if uniform is None else [uniform])]
+            try:
+                starts = [tuple(assign(options, limits)), *([] if uniform is None else [uniform])]
+            except RecipeError as error:
+                if attempt == 0:
+                    raise RecipeError(f"the limits {wanted} cannot be held: {error}") from error
+                break
             choice = self._searched(options, limits, known, starts)
             real = self._costs(choice, options)
             beyond = {kind: real[kind] - wanted[kind] for kind in wanted if real[kind] > wanted[kind] * (1 + ROUNDING)}
