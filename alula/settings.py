@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import numbers
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -42,6 +43,17 @@ def check_settings(settings: Any) -> None:
             object.__setattr__(settings, name, value)
         if not fits(value, hint):
             raise RecipeError(f"{owner.__name__}: {name} must be {in_words(hint)}, got {shown(value)}")
+
+
+def check_rules(settings: Any, rules: Iterable[tuple[str, str, bool]]) -> None:
+    """Check what annotations cannot say: the name of a setting, the rule in words, and whether it holds.
+
+    Raises:
+        RecipeError: a rule does not hold.
+    """
+    for name, rule, holds in rules:
+        if not holds:
+            raise RecipeError(f"{name} must be {rule}, got {getattr(settings, name)!r}")
 
 
 def expect(name: str, value: Any, hint: Any) -> None:

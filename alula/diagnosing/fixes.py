@@ -129,8 +129,8 @@ def technique_of(matches: Iterable[Match]) -> Technique:
     quantized = [one for one in matches if one.quantized]
     weights = [codes_behind(operand) for one in quantized for operand in one.operands.weights.values()]
     bits = 4 if any("int4" in kind for kind, _, _ in weights) else 8
-    scales = [scale for _, scale, _ in weights if scale is not None and scale.const_value is not None]
-    per_channel = any(scale.const_value.numpy().size > 1 for scale in scales)  # type: ignore[union-attr]
+    scales = [scale.const_value for _, scale, _ in weights if scale is not None]
+    per_channel = any(scale.size > 1 for scale in scales if scale is not None)
     activations = [one.operands.activation for one in quantized if one.operands.activation is not None]
     fixed = [one for one in activations if range_of(one) is not None]
     if fixed:

@@ -141,7 +141,8 @@ def _ends(found: Match) -> Stops:
     ends: Stops = {str(end.name): (found.output, found.codes)}
     if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
         held = producer.inputs[0]
-        codes = None if held.producer() is None else output_codes(held.producer())  # type: ignore[arg-type]
+        maker = held.producer()
+        codes = None if maker is None else output_codes(maker)
         if codes is not None:
             ends[str(held.name)] = (found.output, codes)
     return ends

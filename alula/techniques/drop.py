@@ -14,7 +14,7 @@ from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.running import Runner, relative_change
 from alula.graph.statistics import Request
-from alula.settings import check_settings
+from alula.settings import check_settings, expect
 from alula.techniques.technique import Context, check_weights
 
 Feeds = Mapping[str, np.ndarray]
@@ -48,7 +48,7 @@ class Drop:
             RecipeError: a name means no block, or no block has all of its layers treated.
             ModelError: a weight that would go is not finite (the layer is named).
         """
-        named = self._named(find_blocks(model))
+        named = _named(find_blocks(model), self.blocks)
         treated = {layer.name for layer in context.layers}
         chosen = [block for block in named if treated.issuperset(block.layers)]
         if not chosen:
@@ -63,12 +63,18 @@ class Drop:
         smaller = without_blocks(model, [block.name for block in chosen])
         return smaller.edited(smaller.edit(), notes)
 
-    def _named(self, blocks: Sequence[Block]) -> list[Block]:
-        for pattern in self.blocks:
-            if not any(_matches(block, pattern) for block in blocks):
-                known = ", ".join(block.name for block in blocks[:6])
-                raise RecipeError(f"{pattern!r} matches none of {len(blocks)} blocks; there are {known or 'none'}")
-        return [block for block in blocks if any(_matches(block, pattern) for pattern in self.blocks)]
+
+def _named(blocks: Sequence[Block], patterns: Sequence[str]) -> list[Block]:
+    """The blocks that patterns mean.
+
+    Raises:
+        RecipeError: one means none.
+    """
+    for pattern in patterns:
+        if not any(_matches(block, pattern) for block in blocks):
+            known = ", ".join(block.name for block in blocks[:6])
+            raise RecipeError(f"{pattern!r} matches none of {len(blocks)} blocks; there are {known or 'none'}")
+    return [block for block in blocks if any(_matches(block, pattern) for pattern in patterns)]
 
 
 def _matches(block: Block, pattern: str) -> bool:
@@ -91,7 +97,10 @@ def choose_blocks(model: Model, count: int, feeds: Sequence[Feeds], among: Itera
         DataError: there are no feeds, they do not fit, or the outputs are not finite.
     """
     among = (among,) if isinstance(among, str) else tuple(among)
-    blocks = {block.name: block for block in Drop(among)._named(find_blocks(model))}  # noqa: SLF001
+    if not among:
+        raise RecipeError("blocks must be names of blocks, got none")
+    expect("among", among, tuple[str, ...])
+    blocks = {block.name: block for block in _named(find_blocks(model), among)}
     chosen: list[str] = []
     for _ in range(count):
         gone = {layer for name in chosen for layer in blocks[name].layers}

@@ -33,7 +33,7 @@ from alula.graph.feeds import feeds_of as calibration_feeds
 from alula.graph.lifting import to_torch
 from alula.graph.model import Model, Note
 from alula.graph.running import Runner
-from alula.settings import check_settings, expect
+from alula.settings import check_rules, check_settings, expect
 from alula.training.adaptive_rounding import Kept, error_of, keep, learn_rounding
 from alula.training.checkpoint import load_state, save_state
 from alula.training.parts import Granularity, Part, parts_of
@@ -76,9 +76,7 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name, rule, holds in self._rules():
-            if not holds:
-                raise RecipeError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        check_rules(self, self._rules())
 
     def _rules(self) -> tuple[tuple[str, str, bool], ...]:
         return (

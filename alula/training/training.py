@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from alula.errors import RecipeError
-from alula.settings import check_settings
+from alula.settings import check_rules, check_settings
 from alula.training.gradual import Gradual
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name, rule, holds in self._rules():
-            if not holds:
-                raise RecipeError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        check_rules(self, self._rules())
 
     def _rules(self) -> tuple[tuple[str, str, bool], ...]:
         return (
