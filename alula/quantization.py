@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from alula.errors import DataError
-from alula.graph.feeds import feeds_of
+from alula.graph.feeds import Feeds, feeds_of
 from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
 from alula.graph.statistics import Statistics, collect
@@ -35,6 +35,7 @@ def quantize(
     example: Any | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    sequential: bool = False,
 ) -> Model:
     """A quantized copy of a model. Batch normalisations are folded first; nothing is measured or certified.
 
@@ -53,6 +54,8 @@ def quantize(
         example: inputs to export the module with (see :func:`alula.graph.export.as_model`).
         include: patterns of the layers to treat, over names, or ``Op:Conv`` by operator.
         exclude: patterns of the layers to keep in float.
+        sequential: ``QuantizeWeights`` goes from layer to layer, and sees what the layers before it give as they are by
+            then. All data are kept.
 
     Raises:
         ModelError: the model is damaged, or cannot be exported.
@@ -68,12 +71,8 @@ def quantize(
     reason = "it was asked for"
     if technique is None:
         technique, reason = _default({layer.operator for layer in chosen}, data)
-    recipe = Recipe((Step(Float32()), Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude))))
-    requests = requests_of(recipe, original)
-    if requests and data is None:
-        raise DataError(f"{type(technique).__name__} needs calibration data; pass data=...")
-    statistics = collect(in_float32(original), feeds_of(original.inputs, data), requests) if requests else Statistics()
-    result = apply_recipe(original, recipe, statistics)
+    steps = Step(Float32()), Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude), "*", sequential)
+    result = apply_recipe(original, Recipe(steps), _calibration(original, Recipe(steps), data))
     notes = []
     if not isinstance(technique, Float16) and not quantized_operators(result.graph.all_nodes()):
         notes.append(Note("quantize", "nothing was quantized: no layer is fit for it, or all chosen ones are kept"))
@@ -81,6 +80,19 @@ def quantize(
     for note in notes:
         _log.info("%s", note)
     return result.edited(result.edit(), notes)
+
+
+def _calibration(model: Model, recipe: Recipe, data: Data | None) -> Statistics | list[Feeds]:
+    """What the last step of a recipe reads: the data themselves where it goes from layer to layer."""
+    requests, step = requests_of(recipe, model), recipe.steps[-1]
+    if data is None:
+        if requests or step.sequential:
+            raise DataError(f"{type(step.technique).__name__} needs calibration data; pass data=...")
+        return Statistics()
+    feeds = feeds_of(model.inputs, data)
+    if step.sequential:
+        return list(feeds)
+    return collect(in_float32(model), feeds, requests) if requests else Statistics()
 
 
 def _default(operators: set[str], data: Data | None) -> tuple[Technique, str]:

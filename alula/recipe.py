@@ -37,6 +37,7 @@ from alula.techniques import (
     StoreSparse,
     Technique,
 )
+from alula.techniques.sequence import apply_in_sequence
 
 _KINDS = (
     Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
@@ -54,12 +55,21 @@ _NO_LAYERS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One technique and what it is for: patterns over layer names (``Op:Conv``: by operator) and over parts."""
+    """One technique and what it is for.
+
+    Attributes:
+        technique: what is done.
+        include: patterns of layers, over names, or ``Op:Conv`` by operator.
+        exclude: patterns of layers that are left out.
+        part: pattern of the parts of a task.
+        sequential: one layer after another, each by what those before it give as they are by then; needs feeds.
+    """
 
     technique: Technique
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     part: str = "*"
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -76,7 +86,7 @@ class Step:
         """The step as plain data."""
         data: dict[str, Any] = {"technique": type(self.technique).__name__, **_fields(self.technique)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for key in ("include", "exclude", "part"):
+        for key in ("include", "exclude", "part", "sequential"):
             value = getattr(self, key)
             if value != defaults[key]:
                 data[f"layers.{key}"] = list(value) if isinstance(value, tuple) else value
@@ -89,8 +99,9 @@ class Step:
         include = _words("layers.include", settings.pop("layers.include", ["*"]))
         exclude = _words("layers.exclude", settings.pop("layers.exclude", []))
         (part,) = _words("layers.part", [settings.pop("layers.part", "*")])
+        sequential = settings.pop("layers.sequential", False)
         kind = _known(_TECHNIQUES, settings.pop("technique", None), "technique")
-        return cls(_build(kind, settings), include, exclude, part)
+        return cls(_build(kind, settings), include, exclude, part, sequential)
 
     def describe(self) -> str:
         """One line for people."""
@@ -99,7 +110,8 @@ class Step:
         where = "" if self.include == ("*",) else f" on {', '.join(self.include)}"
         but = f" except {', '.join(self.exclude)}" if self.exclude else ""
         part = "" if self.part == "*" else f" in {self.part}"
-        return f"{type(self.technique).__name__}({inside}){where}{but}{part}"
+        order = " one layer after another" if self.sequential else ""
+        return f"{type(self.technique).__name__}({inside}){where}{but}{part}{order}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +203,17 @@ def apply_recipe(
         with at(name):
             layers = step.layers(graph)
             notes = [] if layers else [Note(name, _NO_LAYERS)]
-            graph = step.technique.apply(graph, Context(layers, _seen(graph, step.technique, layers, calibration)))
+            graph = _apply(graph, step, layers, calibration)
             graph = with_shapes(graph.edited(graph.edit(), notes) if notes else graph)
     return graph
+
+
+def _apply(model: Model, step: Step, layers: tuple[Layer, ...], calibration: Any) -> Model:
+    if not step.sequential:
+        return step.technique.apply(model, Context(layers, _seen(model, step.technique, layers, calibration)))
+    if calibration is None or isinstance(calibration, Statistics):
+        raise DataError("goes from layer to layer, and needs the calibration data themselves: give rows or feeds")
+    return apply_in_sequence(model, step.technique, layers, feeds_of(model.inputs, calibration))
 
 
 def _seen(model: Model, technique: Technique, layers: Sequence[Layer], calibration: Any) -> Statistics:

@@ -1,8 +1,8 @@
-"""A piece of a graph as a graph of its own, and its weights back in the whole."""
+"""A piece of a graph as a graph of its own, and its weights, or all of it, back in the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,8 @@ from onnx_ir import convenience
 
 from alula.errors import ModelError
 from alula.graph.editing import Editor
-from alula.graph.model import Model
+from alula.graph.model import Model, Note
+from alula.graph.slices import Copier
 
 
 def cut_out(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Model:
@@ -35,8 +36,7 @@ def cut_out(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mode
     for name in [name for name, value in piece.initializers.items() if value not in used]:
         del piece.initializers[name]
     for value in (*piece.inputs, *piece.outputs):
-        if value.dtype is None:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+        _typed(value)
     return Model(ir.Model(piece, ir_version=whole.ir_version, producer_name=whole.producer_name))
 
 
@@ -49,3 +49,56 @@ def graft(model: Model, piece: Model) -> Model:
         if not np.array_equal(piece.weight(name), model.weight(name)):
             editor.replace_constant(name, piece.weight(name))
     return model.edited(editor.model)
+
+
+def copy_out(model: Model, nodes: Iterable[ir.Node], inputs: Iterable[ir.Value], outputs: Iterable[ir.Value]) -> Model:
+    """Nodes of a graph, in their order, as a graph of their own; what they read is among the inputs, or constant.
+
+    Unlike :func:`cut_out` it looks at nothing else of the graph, so that many small pieces of a large one cost little.
+    """
+    editor, known = _blank(model, inputs)
+    found = Copier(editor, "").copy(nodes, known)
+    editor.graph.outputs.extend(_typed(found[value]) for value in outputs)
+    return Model(editor.model)
+
+
+def substitute(model: Model, pieces: Mapping[str, Model]) -> Model:
+    """The graph with others in place of some nodes, each of which gives the same tensors of the same inputs.
+
+    Args:
+        model: the graph, without bodies of If, Loop or Scan.
+        pieces: what stands for a node, by the node's name; tensors of the same name are the same.
+    """
+    editor, found = _blank(model, model.graph.inputs)
+    copier, notes = Copier(editor, ""), list[Note]()
+    for node in model.graph:
+        piece = pieces.get(str(node.name))
+        if piece is None:
+            found = copier.copy([node], found)
+            continue
+        named = {str(value.name): value for value in node.inputs if value is not None}
+        inner = Copier(editor, "")
+        given = {value: found[named[str(value.name)]] for value in piece.graph.inputs}
+        made = inner.copy(piece.graph, given)
+        outputs = {str(value.name): made[value] for value in piece.graph.outputs}
+        found |= {value: outputs[str(value.name)] for value in node.outputs if value.name in outputs}
+        notes += piece.notes
+    editor.graph.outputs.extend(found.get(value) or copier.constant(value) for value in model.graph.outputs)
+    editor.model.ir_version = max([editor.model.ir_version, *(piece.edit().ir_version for piece in pieces.values())])
+    return model.edited(editor.model, notes)
+
+
+def _blank(model: Model, inputs: Iterable[ir.Value]) -> tuple[Editor, dict[ir.Value, ir.Value]]:
+    """A graph of inputs alone, and what stands for each."""
+    whole = model.edit()
+    known = {value: _typed(ir.Value(name=value.name, type=value.type, shape=value.shape)) for value in inputs}
+    graph = ir.Graph(list(known.values()), [], nodes=[], opset_imports=dict(whole.opset_imports), name=whole.graph.name)
+    blank = ir.Model(graph, ir_version=whole.ir_version, producer_name=whole.producer_name)
+    blank.metadata_props.update(whole.metadata_props)
+    return Editor(blank), known
+
+
+def _typed(value: ir.Value) -> ir.Value:
+    if value.dtype is None:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value

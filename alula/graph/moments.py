@@ -3,7 +3,7 @@
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | x | rows | [groups, rows, k] | what each output position reads: windows of a convolution, padding included |
-| M | matrix | [groups, k, k] | mean over rows of x x^T, summed in float64 |
+| M | matrix | [groups, k, k] | mean over rows of x x^T: products in float32, their sum in float64 |
 
 Layers that read the same rows (query, key and value of an attention) share one matrix.
 """
@@ -53,7 +53,7 @@ class Reading:
     window: tuple[tuple[str, Any], ...] = ()
 
     def rows(self, array: np.ndarray) -> Iterator[np.ndarray]:  # -> [groups, rows, k], piece by piece
-        """The rows of one run, in float64, in pieces of bounded size."""
+        """The rows of one run, in pieces of bounded size."""
         if self.summed is None:
             yield from self._windows(array)
             return
@@ -61,7 +61,7 @@ class Reading:
         flat = np.moveaxis(array, axis, -1).reshape(-1, self.columns)
         step = max(1, CHUNK_VALUES // max(self.columns, 1))
         for start in range(0, len(flat), step):
-            yield flat[None, start : start + step].astype(np.float64)
+            yield flat[None, start : start + step]
 
     def _windows(self, array: np.ndarray) -> Iterator[np.ndarray]:  # [N, C, *space] -> [groups, rows, k]
         from alula.graph.ops.windows import Window
@@ -77,7 +77,7 @@ class Reading:
             windows = self._unfold(array[start : start + step], window)
             for first in range(0, windows.shape[2], lines):
                 piece = windows[:, :, first : first + lines]
-                yield piece.reshape(self.groups, -1, self.columns).astype(np.float64)
+                yield piece.reshape(self.groups, -1, self.columns)
 
     def _unfold(self, array: np.ndarray, window: Any) -> np.ndarray:  # [N, C, *space] -> [g, N, *out, C / g, *kernel]
         """All windows, in the memory of what they show."""
@@ -118,6 +118,13 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
+def _square(rows: np.ndarray) -> np.ndarray:  # [rows, k] -> [k, k]
+    """The sum of x x^T in float64, of a product in float32; powers of two keep squares from over- and underflowing."""
+    exponent = int(np.frexp(max(rows.max(initial=0), -rows.min(initial=0)))[1])
+    scaled = np.ldexp(rows.astype(np.float32, copy=False), -exponent)
+    return np.ldexp((scaled.T @ scaled).astype(np.float64), 2 * exponent)
+
+
 class MomentSum:
     """The running sum of x x^T over the rows of one reading."""
 
@@ -132,7 +139,7 @@ class MomentSum:
             return
         for rows in self._reading.rows(array):
             for index, group in enumerate(rows):
-                self._sum[index] += group.T @ group
+                self._sum[index] += _square(group)
             self._rows += rows.shape[1]
 
     def freeze(self) -> SecondMoments:

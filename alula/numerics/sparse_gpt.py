@@ -94,17 +94,23 @@ def inverse_factor(moments: np.ndarray, damping: float = 0.01) -> Floats:  # [k,
     Raises:
         DataError: the damped moments are not positive definite.
     """
+    from scipy.linalg import lapack
+
     damped: Floats = moments.astype(np.float64)
     size = len(damped)
-    mean = float(np.trace(damped)) / max(size, 1)
+    if size == 0:
+        return damped
+    mean = float(np.trace(damped)) / size
     damped[np.diag_indices(size)] += damping * mean if mean > 0 else 1.0
-    try:
-        reverse = np.linalg.cholesky(damped[::-1, ::-1])  # H = R R^T with R upper triangular: from the last column on
-    except np.linalg.LinAlgError as error:
+    reverse, failed = lapack.dpotrf(
+        damped[::-1, ::-1], lower=1
+    )  # H = R R^T, R upper triangular: from the last column on
+    inverse, singular = lapack.dtrtri(reverse, lower=1) if not failed else (reverse, failed)
+    if failed or singular:
         raise DataError(
             f"second moments of {size} inputs are not positive definite with damping {damping}; raise the damping"
-        ) from error
-    return np.triu(np.linalg.inv(reverse[::-1, ::-1]))
+        )
+    return np.ascontiguousarray(inverse[::-1, ::-1])
 
 
 def _seen(moments: np.ndarray) -> Mask:  # [k, k] -> [k]

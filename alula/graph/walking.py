@@ -1,0 +1,95 @@
+"""Going through a graph tensor by tensor, over all calibration data at once, while its layers are replaced.
+
+Each node runs once on each feed. What is needed further on is kept, and nothing else: at most the activations of all
+feeds that are alive between two tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alula.errors import DataError, ModelError
+from alula.graph.cutting import copy_out
+from alula.graph.running import Runner
+from alula.graph.slices import slice_back
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from alula.graph.feeds import Feeds
+    from alula.graph.layers import Layer
+    from alula.graph.model import Model
+
+
+class Walk:
+    """What a graph computes over some feeds, as far as it was gone through.
+
+    Raises:
+        ModelError: the graph has bodies of If, Loop or Scan, which may read anything (the node is named).
+    """
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
+        for node in model.graph:
+            if any(attribute.type.name.startswith("GRAPH") for attribute in node.attributes.values()):
+                raise ModelError(f"{node.op_type} {node.name!r} has a body, which may read anything; the graph is gone "
+                                 "through as a whole only: do without sequential=True")  # fmt: skip
+        self._model = model
+        self._nodes = {str(node.name): node for node in model.graph}
+        self._values = {str(value.name): value for node in model.graph for value in node.outputs}
+        self._held = [dict(feed) for feed in feeds]
+        self._known = {spec.name for spec in model.inputs}
+        self._done: set[ir.Node] = set()
+        self._waiting: list[Model] = []
+
+    def piece(self, layer: Layer) -> Model:
+        """A layer alone, as a graph of what it reads and gives."""
+        node = self._nodes[layer.name]
+        read = {value: None for value in node.inputs if value is not None and not value.is_initializer()}
+        return copy_out(self._model, [node], read, [value for value in node.outputs if value.name])
+
+    def replace(self, layer: Layer, piece: Model) -> None:
+        """Let another graph stand for a layer, from here on."""
+        self._waiting.append(piece)
+        self._done.add(self._nodes[layer.name])
+        self._known |= {spec.name for spec in piece.outputs}
+
+    def reach(self, tensor: str) -> Iterator[np.ndarray]:
+        """A tensor for one feed after another, computed by what stands in the graph now.
+
+        Raises:
+            DataError: it holds NaN or infinity on these data.
+        """
+        if tensor in self._held[0] and not self._waiting:
+            yield from (held[tensor] for held in self._held)
+            return
+        parts = [*self._waiting, *self._segment(tensor)]
+        self._waiting = []
+        needed = {str(value.name) for node in self._model.graph if node not in self._done for value in node.inputs
+                  if value is not None} | {tensor}  # fmt: skip
+        runners = [(part, Runner(part, optimise=False)) for part in parts]
+        for held in self._held:
+            for part, run in runners:
+                held.update(run({spec.name: held[spec.name] for spec in part.inputs}))
+            for name in held.keys() - needed:
+                del held[name]
+            if not np.isfinite(held[tensor]).all():
+                raise DataError(f"the graph gives NaN or infinity at {tensor!r} on these data; remove such rows")
+            yield held[tensor]
+
+    def _segment(self, tensor: str) -> list[Model]:
+        """What leads from all that is known to a tensor; nothing where it is known itself."""
+        if tensor in self._known:
+            return []
+        part = slice_back(self._model.graph, self._values[tensor], self._known)
+        self._done |= set(part.nodes)
+        made = [value for node in part.nodes for value in node.outputs if value.name]
+        outputs = [value for value in made if value.name == tensor or self._is_read(value)]
+        self._known |= {str(value.name) for value in outputs}
+        return [copy_out(self._model, part.nodes, part.begins, outputs)]
+
+    def _is_read(self, value: ir.Value) -> bool:
+        """Whether what has not been computed yet reads a tensor."""
+        return any(use.node not in self._done for use in value.uses())
