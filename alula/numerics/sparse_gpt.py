@@ -96,16 +96,14 @@ def inverse_factor(moments: np.ndarray, damping: float = 0.01) -> Floats:  # [k,
     """
     from scipy.linalg import lapack
 
-    damped: Floats = moments.astype(np.float64)
-    size = len(damped)
+    size = len(moments)
+    flipped: Floats = np.array(moments[::-1, ::-1], np.float64, order="F")
     if size == 0:
-        return damped
-    mean = float(np.trace(damped)) / size
-    damped[np.diag_indices(size)] += damping * mean if mean > 0 else 1.0
-    reverse, failed = lapack.dpotrf(
-        damped[::-1, ::-1], lower=1
-    )  # H = R R^T, R upper triangular: from the last column on
-    inverse, singular = lapack.dtrtri(reverse, lower=1) if not failed else (reverse, failed)
+        return flipped
+    mean = float(np.trace(flipped)) / size
+    flipped[np.diag_indices(size)] += damping * mean if mean > 0 else 1.0
+    reverse, failed = lapack.dpotrf(flipped, lower=1, overwrite_a=1)  # H = R R^T, R upper triangular: from the end on
+    inverse, singular = lapack.dtrtri(reverse, lower=1, overwrite_c=1) if not failed else (reverse, failed)
     if failed or singular:
         raise DataError(
             f"second moments of {size} inputs are not positive definite with damping {damping}; raise the damping"
