@@ -250,6 +250,9 @@ def _read_in_bodies(graph: ir.Graph) -> list[ir.Value]:
 
 def find_couplings(model: Model) -> tuple[Coupling, ...]:
     """All kinds of units that can go, in the order of the graph; features within heads behind the heads."""
+    from alula.graph.export import as_model
+
+    model = as_model(model)
     if model not in _FOUND:
         _FOUND[model] = couplings_of(model, trace_grains(model))
     return _FOUND[model]

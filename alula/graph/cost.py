@@ -13,8 +13,9 @@ Gather      0
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,7 @@ from alula.graph.layers import RECURRENT, Layer
 from alula.graph.model import Model
 from alula.graph.shapes import Shape, infer_shapes, observe_shapes
 
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "ConvInteger", "MatMulInteger"})
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})  # give the memory they are given
 
 
@@ -44,8 +46,9 @@ class LayerCost:
 class Cost:
     """Cost of a graph for inputs of given shapes; weights that several layers share count once.
 
-    ``parameters`` are the elements of all floating-point initializers of at least one axis; ``macs`` those of layers,
-    ``other_macs`` those of products without weights (attention); ``peak_activation_bytes`` the most that inputs,
+    ``parameters`` are the elements of all floating-point initializers of at least one axis, so that codes are none;
+    ``macs`` those of layers and of products with weights that are computed from codes or the like, ``other_macs`` those
+    of products without weights (attention); ``peak_activation_bytes`` the most that inputs,
     outputs and intermediate tensors need at any one node, each freed after its last reader. ``unknown`` names the
     tensors that are missing from the sums because their shape cannot be told before running.
     """
@@ -76,7 +79,7 @@ class Cost:
 
 
 def measure_cost(
-    model: Model,
+    model: Model | str | Path,
     input_shapes: Mapping[str, Shape] | None = None,
     *,
     feeds: Mapping[str, np.ndarray] | None = None,
@@ -84,17 +87,23 @@ def measure_cost(
     """Count what one run of the graph costs.
 
     Args:
-        model: the graph.
+        model: the graph, or the path of its file.
         input_shapes: shapes of its inputs by name; free axes that are not given have length 1.
         feeds: the inputs themselves, instead: the graph runs on them where shapes depend on values.
 
     Raises:
         DataError: an input is unknown, or its shape does not fit the graph.
+        ModelError: it is no model.
     """
+    from alula.graph.export import as_model
+
+    model = as_model(model)
     shapes = infer_shapes(model, input_shapes) if feeds is None else observe_shapes(model, feeds)
     layers = tuple(_layer_cost(model, layer, shapes) for layer in model.layers())
-    weighted = {layer.name for layer in model.layers()} | {node.name for node in computed_from_constants(model.graph)}
-    others = [_product_macs(node, shapes) for node in model.graph if node.name not in weighted]
+    constant = computed_from_constants(model.graph)
+    names = {layer.name for layer in model.layers()}
+    others = [node for node in model.graph if node.name not in names and node not in constant]
+    decoded = [node for node in others if any(v is not None and v.producer() in constant for v in node.inputs[:2])]
     floats = [
         value.const_value
         for value in model.graph.initializers.values()
@@ -104,8 +113,8 @@ def measure_cost(
         layers=layers,
         parameters=sum(tensor.size for tensor in floats if len(tensor.shape) > 0),
         weight_bytes=model.weight_bytes,
-        macs=sum(layer.macs or 0 for layer in layers),
-        other_macs=sum(macs or 0 for macs in others),
+        macs=sum(layer.macs or 0 for layer in layers) + _sum_macs(decoded, shapes),
+        other_macs=_sum_macs([node for node in others if node not in decoded], shapes),
         peak_activation_bytes=_peak_activation_bytes(model.graph, shapes),
         unknown=tuple(name for name, shape in shapes.items() if shape is None),
     )
@@ -141,17 +150,28 @@ def _layer_macs(model: Model, layer: Layer, shapes: Mapping[str, Shape | None]) 
     return math.prod(made) * math.prod(layer.shape[axis] for axis in layer.input_axes)
 
 
+def _sum_macs(nodes: Sequence[ir.Node], shapes: Mapping[str, Shape | None]) -> int:
+    return sum(_product_macs(node, shapes) or 0 for node in nodes)
+
+
 def _product_macs(node: ir.Node, shapes: Mapping[str, Shape | None]) -> int | None:
-    """Multiply-accumulates of a product of two computed tensors; 0 for other nodes, None if shapes are unknown."""
-    if node.domain != "" or node.op_type not in {"MatMul", "Gemm", "Conv", "ConvTranspose"}:
+    """Multiply-accumulates of a product of computed tensors; 0 for other nodes, None if shapes are unknown."""
+    if node.domain != "" or node.op_type not in _PRODUCTS | RECURRENT:
         return 0
-    left, right = (shapes.get(str(value.name)) if value is not None else None for value in node.inputs[:2])
-    made = shapes.get(str(node.outputs[0].name))
-    if left is None or right is None or made is None:
-        return None
+    read = [shapes.get(str(value.name)) if value is not None else None for value in node.inputs]
+    read = read[: 3 if node.op_type in RECURRENT else 2]
+    made = shapes.get(str(node.outputs[0].name)) if node.op_type not in RECURRENT else ()
+    known = [shape for shape in read if shape is not None]
+    return None if made is None or len(known) < len(read) else _macs_of(node, known, made)
+
+
+def _macs_of(node: ir.Node, read: Sequence[Shape], made: Shape) -> int:
+    left, right = read[:2]
+    if node.op_type in RECURRENT:
+        return left[0] * left[1] * sum(map(math.prod, read[1:]))
     if node.op_type == "ConvTranspose":
         return math.prod(left) * math.prod(right[1:])
-    if node.op_type == "Conv":
+    if node.op_type in {"Conv", "ConvInteger"}:
         return math.prod(made) * math.prod(right[1:])
     summed = left[0] if node.op_type == "Gemm" and int(node.attributes.get_int("transA", 0)) else left[-1]
     return math.prod(made) * summed

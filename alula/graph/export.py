@@ -117,7 +117,8 @@ def export_module(
                 input_names=input_names,
             )
         except Exception as error:  # torch raises errors of many kinds, most from deep inside
-            raise ModelError(f"torch cannot export {_name(module)}: {_reason(error)}") from error
+            line = _line_of_missing(error, module, args, kwargs, dynamic_shapes)
+            raise ModelError(f"torch cannot export {_name(module)}: {_reason(error)}{line}") from error
         _name_outputs(program.model.graph, output_names)
         model = _own(program.model, set(module.state_dict()))
     for each, outputs in zip(examples, expected, strict=True):
@@ -230,24 +231,57 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """The operation that cannot be exported, torch's own words, and the user's line, as far as torch tells them."""
+def _line_of_missing(
+    error: BaseException, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> str:
+    """Where the module asks for an operation that ONNX has not: torch's errors name the operation, not the line."""
+    operation = _missing(_told(error))
+    if operation is None:
+        return ""
+    program = require("torch", "compress").export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    for node in program.run_decompositions().graph.nodes:
+        if str(node.target).startswith(operation):
+            return _own_line(str(node.meta.get("stack_trace", "")))
+    return ""
+
+
+def _missing(text: str) -> str | None:
+    found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
+    return None if found is None else found[1]
+
+
+def _told(error: BaseException) -> str:
+    """All that an error and what led to it say."""
+    return "\n".join(map(str, _chain(error)))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    text = "\n".join(str(link) for link in chain)
-    operation = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
-    if operation:
-        said = f"ONNX has no operation for {operation[1]}; replace it in the module"
-    else:
-        said = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
-    if "dynamic_shapes" in text or "Constraints violated" in text:
-        said += " (does the module fix the batch size? pass dynamic_batch=False, or dynamic_shapes)"
+    return chain
+
+
+def _own_line(text: str) -> str:
+    """The last line of the user's own code in a traceback, in words."""
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
     own = [line for line in lines if "site-packages" not in line[0] and "/torch/" not in line[0]]
-    return said + (f" (at {own[-1][0]}, line {own[-1][1]}, in {own[-1][2]})" if own else "")
+    return f" (at {own[-1][0]}, line {own[-1][1]}, in {own[-1][2]})" if own else ""
+
+
+def _reason(error: BaseException) -> str:
+    """The operation that cannot be exported, torch's own words, and the user's line, as far as torch tells them."""
+    text, last = _told(error), _chain(error)[-1]
+    operation = _missing(text)
+    if operation:
+        said = f"ONNX has no operation for {operation}; replace it in the module"
+    else:
+        said = (str(last).strip() or type(last).__name__).splitlines()[0]
+    if "dynamic_shapes" in text or "Constraints violated" in text:
+        said += " (does the module fix the batch size? pass dynamic_batch=False, or dynamic_shapes)"
+    return said + _own_line(text)
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str] | None) -> None:

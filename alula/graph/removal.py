@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +13,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from alula.errors import ModelError, at
 from alula.graph.channels import Axes, Coupling, Grain, find_couplings, trace_grains
 from alula.graph.editing import Editor
+from alula.graph.export import as_model
 from alula.graph.lengths import find_pads, find_slices, whole_numbers, written
 from alula.graph.model import Model, Note
 from alula.graph.naming import called
 from alula.graph.staying import why_units_stay
+from alula.settings import expect
 
 
 def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
@@ -29,6 +32,8 @@ def remove_units(model: Model, units: Mapping[str, Sequence[int]]) -> Model:
         ModelError: a coupling is unknown, has no such unit, or would lose all that it has; or units were named that
             must stay, because they reach an output or are read as a whole.
     """
+    model = as_model(model)
+    expect("units", units, Mapping[str, Any])
     grains = trace_grains(model)
     couplings = find_couplings(model)
     gone: dict[Grain, set[int]] = defaultdict(set)
@@ -52,7 +57,10 @@ def _refuse_to_remove_what_stays(model: Model, couplings: Sequence[Coupling], na
 
 def _classes(model: Model, axes: Axes, coupling: Coupling, numbers: Sequence[int]) -> list[int]:
     """The classes of some units of a coupling."""
-    chosen = sorted({int(number) for number in numbers})
+    whole = np.asarray(numbers)
+    if whole.ndim != 1 or (whole.size and whole.dtype.kind not in "iu"):
+        raise ModelError(f"units of {coupling.name!r} are a list of whole numbers, got {numbers!r}")
+    chosen = sorted({int(number) for number in whole})
     if chosen and not 0 <= chosen[0] <= chosen[-1] < coupling.size:
         raise ModelError(
             f"{coupling.name!r} has {coupling.size} units, numbered from 0; got {chosen[0]} to {chosen[-1]}"

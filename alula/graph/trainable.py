@@ -7,21 +7,24 @@ replicates and pickles as any module does. Its parameters carry the names of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from alula.errors import ModelError, at
 from alula.graph.editing import Editor
+from alula.graph.export import as_model
 from alula.graph.lifting import CODES, MODEL, NAMES, Lift, LiftedGraph, attributes_of, is_bias, to_torch
 from alula.graph.model import Model
 from alula.graph.ops.quantization import code_limits, quantize
 from alula.numerics.grids import bias_scale
 
 
-def trainable(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
+def trainable(model: Model | str | Path | onnx.ModelProto, also: Sequence[str] = ()) -> LiftedGraph:
     """The graph as a module: inputs in the graph's order to its output, or the tuple of its outputs.
 
     Floating-point initializers of more than one element are parameters, running statistics of batch normalisations
@@ -32,14 +35,14 @@ def trainable(model: Model, also: Sequence[str] = ()) -> LiftedGraph:
     (Esser et al. 2020, "Learned step size quantization", equation 3).
 
     Args:
-        model: the graph.
+        model: the graph, or the path of its file, or an ONNX message.
         also: names of tensors inside the graph that the module gives after the outputs.
 
     Raises:
         ModelError: an operator, or an attribute of it, has no gradient here (named, with its node), or nothing
             computes a tensor of ``also``.
     """
-    return Lift(model, tuple(also)).module()
+    return Lift(as_model(model), tuple(also)).module()
 
 
 def restored(module: nn.Module) -> Model:
@@ -67,7 +70,8 @@ def restored(module: nn.Module) -> Model:
 
 def _lifted(module: nn.Module) -> LiftedGraph:
     """The lifted module inside of what may have been wrapped around it."""
-    found = next((part for part in module.modules() if isinstance(part, LiftedGraph)), None)
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    found = next((part for part in parts if isinstance(part, LiftedGraph)), None)
     if found is None:
         raise ModelError(f"{type(module).__name__} was not lifted from a graph; use trainable(model)")
     return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from alula.errors import DataError, RecipeError
 from alula.graph.blocks import Block, find_blocks, without_blocks
+from alula.graph.export import as_model
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.running import Runner, relative_change
@@ -96,6 +97,10 @@ def choose_blocks(model: Model, count: int, feeds: Sequence[Feeds], among: Itera
         RecipeError: there are fewer blocks.
         DataError: there are no feeds, they do not fit, or the outputs are not finite.
     """
+    expect("count", count, int)
+    if count < 0:
+        raise RecipeError(f"count must be at least 0, got {count}")
+    model = as_model(model)
     among = (among,) if isinstance(among, str) else tuple(among)
     if not among:
         raise RecipeError("blocks must be names of blocks, got none")

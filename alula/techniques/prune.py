@@ -85,8 +85,8 @@ class Prune:
         couplings = computed_by(model, context.layers)
         if not context.layers:
             raise RecipeError(
-                "there is no layer whose weights are numbers to prune by: they are codes or computed; prune first, and "
-                "quantize, cluster or store sparse afterwards"
+                "there is no layer whose weights are numbers to prune by: none at all, or codes or computed ones; "
+                "prune first, and quantize, cluster or store sparse afterwards"
             )
         if not couplings:
             raise RecipeError(

@@ -96,7 +96,9 @@ class QuantizeWeights:
         if size < self.smallest:
             return f"only {size} weights"
         shared = (other_readers(model.graph, layers, name) for name in layer.weights)
-        return other_type(model.graph, layer) or next((f"of its weight, {reason}" for reason in shared if reason), None)
+        return other_type(model.graph, layer) or next(
+            (f"its weight cannot change: {reason}" for reason in shared if reason), None
+        )
 
     def _quantize_layer(self, editor: Editor, layer: Layer, moments: np.ndarray | None) -> list[Note]:
         notes = []

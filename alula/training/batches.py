@@ -130,9 +130,12 @@ class LoaderBatches:
 
     def __len__(self) -> int:
         try:
-            return len(self._loader)  # type: ignore[arg-type]
+            length = len(self._loader)  # type: ignore[arg-type]
         except TypeError:
             raise DataError("the loader tells no length, which the learning rate needs; give it a __len__") from None
+        if length < 1:
+            raise DataError(f"the loader tells a length of {length} batches; it must be the number that it gives")
+        return length
 
     def identity(self) -> str:
         """Fingerprint of what is known of the data: how many batches there are, and the first."""
@@ -194,6 +197,9 @@ def batches_of(
         return LoaderBatches(data, model.inputs, seed=seed)
     with at("training data"):
         arrays = fit_inputs(model, data)
+        for name, given in arrays.items():
+            if given.dtype.kind not in "iubf":
+                raise DataError(f"input {name!r} is of {given.dtype}; turn text into numbers")
     rows = len(next(iter(arrays.values())))
     array = None
     if labels is not None:
@@ -201,7 +207,9 @@ def batches_of(
         if len(array) != rows:
             raise DataError(f"there must be one label per row, got {len(array)} labels for {rows} rows")
         if array.dtype.kind not in "iubf":
-            raise DataError(f"labels must be numbers, got {array.flat[0]!s}; give the number of each class, from 0 on")
+            raise DataError(
+                f"labels must be numbers, got {array.ravel().tolist()[0]!r}; give the number of each class, from 0 on"
+            )
         check_finite(array, "labels")
         array = array.astype(np.int64) if array.dtype.kind in "iub" else array.astype(np.float32)
     fixed = fixed_batch(model)

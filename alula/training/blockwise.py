@@ -43,6 +43,8 @@ class TeacherFed:
 def block_of(model: Model, between: tuple[str, str]) -> Model:
     """The block between two tensors, as a graph of its own."""
     first, last = between
+    if last in {spec.name for spec in model.inputs}:
+        raise ModelError(f"nothing leads from {first!r} to {last!r}, an input of the graph; name first where it begins")
     return cut_out(model, [first], [last])
 
 

@@ -52,8 +52,11 @@ class Given:
         """A tensor of the teacher, in float32 at least; without a name its first.
 
         Raises:
+            RecipeError: there is no teacher.
             DataError: it is missing or empty.
         """
+        if not self.teacher:
+            raise RecipeError("this loss compares with a teacher, and there is none; alula.distill takes one")
         return _take(self.teacher, name, "teacher")
 
     def fitted_labels(self, shape: Sequence[int]) -> Tensor:
@@ -63,7 +66,8 @@ class Given:
             DataError: they are missing, or differ by more.
         """
         if self.labels is None:
-            raise DataError("this loss compares with labels, and there are none; give some, or train against a teacher")
+            raise DataError("this loss compares with labels, and there are none; give some, or compare with "
+                            'the teacher (against="teacher"); blocks by themselves never see labels')  # fmt: skip
         if not fits(self.labels, shape):
             classes = self.labels.ndim == 1 and self.labels.is_floating_point() and bool((self.labels % 1 == 0).all())
             hint = "; if they are numbers of classes, give them as whole numbers" if classes else ""

@@ -3,7 +3,16 @@ import pytest
 
 from alula.errors import DataError
 from alula.graph.cost import measure_cost
-from alula.testing import attention_network, embedding_network, model_from_text, recurrent_network
+from alula.recipe import Recipe, Step, apply_recipe
+from alula.techniques import Cluster, Float16, QuantizeDynamic, QuantizeWeights
+from alula.testing import (
+    attention_network,
+    dense_network,
+    embedding_network,
+    model_from_text,
+    random_feeds,
+    recurrent_network,
+)
 from tests.oracles import cost as oracle
 
 
@@ -143,3 +152,23 @@ def test_what_cannot_be_told_is_none_and_named():
 def test_wrong_shapes():
     with pytest.raises(DataError, match=r"input must be h: float32\[1, batch, 12\], got the shape \[2, 3, 12\]"):
         measure_cost(recurrent_network(), {"h": (2, 3, 12)})
+
+
+@pytest.mark.parametrize(
+    "technique", [Cluster(16), Float16(), QuantizeWeights(bits=4, smallest=1), QuantizeDynamic()], ids=str
+)
+def test_weights_that_are_computed_from_codes_are_multiplied_all_the_same(technique):
+    model = dense_network()
+    small = apply_recipe(model, Recipe((Step(technique),)))
+    assert small.layers() != model.layers()
+    assert measure_cost(small).macs == measure_cost(model).macs
+    assert measure_cost(small).other_macs == 0
+
+
+def test_recurrent_weights_of_codes_count(tmp_path):
+    model = recurrent_network()
+    small = apply_recipe(model, Recipe((Step(QuantizeWeights(bits=8, smallest=1)),)))
+    feeds = random_feeds(model)
+    assert measure_cost(small, feeds=feeds).macs == measure_cost(model, feeds=feeds).macs > 0
+    model.save(tmp_path / "model.onnx")
+    assert measure_cost(tmp_path / "model.onnx", feeds=feeds) == measure_cost(model, feeds=feeds)

@@ -12,6 +12,8 @@ from torch import nn
 import alula
 from alula import Stage, Training
 from alula.errors import DataError, ModelError, RecipeError
+from alula.testing.models import dense_network
+from alula.training.blockwise import block_of
 from alula.training.finetuning import finetune, loss_for, teaching_loss
 from alula.training.losses import BinaryCrossEntropy, CrossEntropy, SoftLabels, SquaredError
 from alula.training.relations import Hidden
@@ -241,3 +243,22 @@ def test_blocks_of_other_shapes_are_refused() -> None:
         alula.distill(student, teacher, rows(32)[0], training=(stage,))
     with pytest.raises(ModelError, match="computes no tensor 'nowhere'"):
         alula.distill(student, teacher, rows(32)[0], training=(Stage(SquaredError(), Training(), ("nowhere", middle)),))
+
+
+def test_a_loader_of_length_zero_text_and_a_missing_teacher_are_told():
+    class Loader:
+        def __len__(self):
+            return 0
+
+        def __iter__(self):
+            yield torch.zeros(2, 16), torch.zeros(2, dtype=torch.int64)
+
+    model, inputs = dense_network(), np.zeros((8, 16), np.float32)
+    with pytest.raises(DataError, match="a length of 0 batches"):
+        alula.finetune(model, Loader())
+    with pytest.raises(RecipeError, match=r"there is none; alula\.distill takes one"):
+        alula.finetune(model, inputs, np.zeros(8, np.int64), loss=SoftLabels())
+    with pytest.raises(DataError, match="labels must be numbers, got '1'"):
+        alula.finetune(model, inputs, np.full(8, "1"))
+    with pytest.raises(ModelError, match="an input of the graph; name first where it begins"):
+        block_of(model, (model.layers()[-1].input, "features"))
