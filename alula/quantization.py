@@ -13,6 +13,7 @@ from alula.errors import DataError
 from alula.graph.feeds import feeds_of
 from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
+from alula.graph.remembered import remembered, why_nothing_can_be_made
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
 from alula.settings import Patterns, expect
@@ -48,7 +49,8 @@ def quantize(
     Args:
         model: a Model, the path of an ONNX file, or a module (with ``example``).
         data: calibration inputs: the rows of one array (models of one input), or of an array per input name; or feeds
-            or batches, one after another, which may come from a generator.
+            or batches, one after another, which may come from a generator. Where there are none,
+            :func:`alula.synthesise` makes some from what batch normalisations remember.
         technique: what to do instead.
         example: inputs to export the module with (see :func:`alula.graph.export.as_model`).
         include: patterns of the layers to treat, over names, or ``Op:Conv`` by operator.
@@ -68,10 +70,10 @@ def quantize(
     reason = "it was asked for"
     if technique is None:
         technique, reason = _default({layer.operator for layer in chosen}, data)
-    recipe = Recipe((Step(Float32()), Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude))))
+    recipe = _recipe(Step(technique, tuple(include), tuple(exclude)))
     requests = requests_of(recipe, original)
     if requests and data is None:
-        raise DataError(f"{type(technique).__name__} needs calibration data; pass data=...")
+        raise DataError(f"{type(technique).__name__} needs calibration data; pass data=..., {_without_data(original)}")
     statistics = collect(in_float32(original), feeds_of(original.inputs, data), requests) if requests else Statistics()
     result = apply_recipe(original, recipe, statistics)
     notes = []
@@ -81,6 +83,22 @@ def quantize(
     for note in notes:
         _log.info("%s", note)
     return result.edited(result.edit(), notes)
+
+
+def _recipe(step: Step) -> Recipe:
+    """The technique behind what prepares a graph for it; before folding, where it reads batch normalisations."""
+    reads = isinstance(step.technique, QuantizeWeights) and step.technique.bias_correction == "normalisations"
+    fold = Step(FoldBatchNorm())
+    return Recipe((Step(Float32()), *((step, fold) if reads else (fold, step))))
+
+
+def _without_data(model: Model) -> str:
+    """The way out of missing calibration data, in words."""
+    reason = why_nothing_can_be_made(model)
+    if reason is not None:
+        return f"since none can be made up: {reason}"
+    count = len(remembered(model))
+    return f"or data=alula.synthesise(model, 256), made up from what its {count} batch normalisations remember"
 
 
 def _default(operators: set[str], data: Data | None) -> tuple[Technique, str]:
