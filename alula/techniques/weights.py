@@ -33,7 +33,8 @@ class QuantizeWeights:
 
     Attributes:
         bits: 2 to 8; stored in 4 or 8. (ONNX has 2-bit types from opset 25 on, and OpenVINO reads none of them.)
-        block: weights that share a scale along the summed axis; None for one scale per output channel.
+        block: weights that share a scale along the summed axis; of convolutions, along the input channels, each place
+            of the kernel by itself. None for one scale per output channel.
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
         by_outputs: that is the error of the layer's outputs on the calibration data, not of its weights.
@@ -174,7 +175,7 @@ class QuantizeWeights:
             return None, None, "one scale for both directions: ONNX scales run along one axis"
         if self.block is None:
             return layer.output_axis, None, None
-        if layer.operator not in {"MatMul", "Gemm"}:
+        if layer.operator not in {"MatMul", "Gemm", "Conv"}:
             return layer.output_axis, None, f"a scale per channel, not per block: {layer.operator} has no blocked form"
         axis = layer.input_axes[0]
         if shape[axis] % self.block:
