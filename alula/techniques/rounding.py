@@ -55,7 +55,7 @@ class Rounding:
         return Quantized(codes, scale, zero_point, layer.input_axes[0], self.block, self.grid)
 
     def _columns(self, layer: Layer, count: int) -> NDArray[np.intp]:  # -> [k]
-        """The order of columns in which blocks lie in one piece: of a convolution, channels at a place of the kernel."""
+        """The order of columns in which blocks lie in one piece: of a convolution, the places of the kernel in turn."""
         order = np.arange(count)
         if self.block is None or layer.operator != "Conv":
             return order
