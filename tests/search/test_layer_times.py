@@ -150,7 +150,7 @@ def test_fused_convolutions_of_a_real_profile_are_found(target, tmp_path):
 
 
 def test_conversions_are_as_many_as_the_runtime_keeps(tmp_path):
-    """Of int8 networks, one with a layer in float, by the operators of the graph that ONNX Runtime itself writes down."""
+    """Of int8 networks, one with a layer in float, by the operators of the graph that ONNX Runtime writes down."""
     float_model, target = convolution_network(), OnnxRuntime(threads=1)
     images = random_feeds(float_model, batch=4)
     depthwise = float_model.layers()[1].name
