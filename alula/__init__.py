@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from alula.training.finetuning import finetune as finetune
     from alula.training.reconstruction import Reconstruction as Reconstruction
     from alula.training.reconstruction import reconstruct as reconstruct
+    from alula.training.synthesis import synthesise as synthesise
     from alula.training.teacher import Remembered as Remembered
     from alula.training.training import Training as Training
 
@@ -109,6 +110,7 @@ _HOMES = {
     "quantize": "quantization",
     "reconstruct": "training.reconstruction",
     "restored": "graph.trainable",
+    "synthesise": "training.synthesis",
     "task_from_arrays": "task",
     "trainable": "graph.trainable",
 }

@@ -13,6 +13,7 @@ from alula.errors import DataError
 from alula.graph.feeds import Feeds, feeds_of
 from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
+from alula.graph.remembered import remembered, why_nothing_can_be_made
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
 from alula.settings import Patterns, expect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
 
+_PREPARING = (Float32, FoldBatchNorm)
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,8 @@ def quantize(
     Args:
         model: a Model, the path of an ONNX file, or a module (with ``example``).
         data: calibration inputs: the rows of one array (models of one input), or of an array per input name; or feeds
-            or batches, one after another, which may come from a generator.
+            or batches, one after another, which may come from a generator. Where there are none,
+            :func:`alula.synthesise` makes some from what batch normalisations remember.
         technique: what to do instead.
         example: inputs to export the module with (see :func:`alula.graph.export.as_model`).
         include: patterns of the layers to treat, over names, or ``Op:Conv`` by operator.
@@ -71,8 +74,8 @@ def quantize(
     reason = "it was asked for"
     if technique is None:
         technique, reason = _default({layer.operator for layer in chosen}, data)
-    steps = Step(Float32()), Step(FoldBatchNorm()), Step(technique, tuple(include), tuple(exclude), "*", sequential)
-    result = apply_recipe(original, Recipe(steps), _calibration(original, Recipe(steps), data))
+    recipe = _recipe(Step(technique, tuple(include), tuple(exclude), sequential=sequential))
+    result = apply_recipe(original, recipe, _calibration(original, recipe, data))
     notes = []
     if not isinstance(technique, Float16) and not quantized_operators(result.graph.all_nodes()):
         notes.append(Note("quantize", "nothing was quantized: no layer is fit for it, or all chosen ones are kept"))
@@ -82,17 +85,34 @@ def quantize(
     return result.edited(result.edit(), notes)
 
 
+def _recipe(step: Step) -> Recipe:
+    """The technique behind what prepares a graph for it; before folding, where it reads batch normalisations."""
+    reads = isinstance(step.technique, QuantizeWeights) and step.technique.bias_correction == "normalisations"
+    fold = Step(FoldBatchNorm())
+    return Recipe((Step(Float32()), *((step, fold) if reads else (fold, step))))
+
+
 def _calibration(model: Model, recipe: Recipe, data: Data | None) -> Statistics | list[Feeds]:
-    """What the last step of a recipe reads: the data themselves where it goes from layer to layer."""
-    requests, step = requests_of(recipe, model), recipe.steps[-1]
+    """What a recipe reads: the data themselves where a step goes from layer to layer."""
+    requests, sequential = requests_of(recipe, model), any(step.sequential for step in recipe.steps)
+    name = " ".join(type(step.technique).__name__ for step in recipe.steps if not isinstance(step.technique, _PREPARING))
     if data is None:
-        if requests or step.sequential:
-            raise DataError(f"{type(step.technique).__name__} needs calibration data; pass data=...")
+        if requests or sequential:
+            raise DataError(f"{name} needs calibration data; pass data=..., {_without_data(model)}")
         return Statistics()
     feeds = feeds_of(model.inputs, data)
-    if step.sequential:
+    if sequential:
         return list(feeds)
     return collect(in_float32(model), feeds, requests) if requests else Statistics()
+
+
+def _without_data(model: Model) -> str:
+    """The way out of missing calibration data, in words."""
+    reason = why_nothing_can_be_made(model)
+    if reason is not None:
+        return f"since none can be made up: {reason}"
+    count = len(remembered(model))
+    return f"or data=alula.synthesise(model, 256), made up from what its {count} batch normalisations remember"
 
 
 def _default(operators: set[str], data: Data | None) -> tuple[Technique, str]:

@@ -16,6 +16,7 @@ from alula.testing.models import (
     attention_network,
     convolution_network,
     dense_network,
+    embedding_network,
     model_from_text,
     random_feeds,
     recurrent_network,
@@ -161,6 +162,19 @@ def test_several_inputs_want_names_and_equal_lengths():
 def test_a_technique_that_needs_data_says_so():
     with pytest.raises(DataError, match="Quantize needs calibration data"):
         quantize(dense_network(), technique=Quantize())
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (convolution_network, r"or data=alula\.synthesise\(model, 256\), made up from what its 2 batch norm"),
+        (dense_network, "none can be made up: the graph has no batch normalisation that keeps statistics"),
+        (embedding_network, "none can be made up: input 'tokens' takes int64"),
+    ],
+)
+def test_the_way_out_of_missing_data_is_named(network, words):
+    with pytest.raises(DataError, match=words):
+        quantize(network(), technique=Quantize())
 
 
 def test_a_model_without_layers_is_refused():

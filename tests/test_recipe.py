@@ -50,6 +50,7 @@ TECHNIQUES = st.one_of(
         rounding=st.sampled_from(["nearest", "gptq"]),
         by_size_of_inputs=st.booleans(),
         damping=st.floats(0, 1),
+        bias_correction=st.sampled_from([None, "data", "normalisations"]),
     ),
     st.builds(
         Recode,
@@ -90,7 +91,7 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 9, "Quantize": 11, "Recode": 2}
+    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 10, "Quantize": 11, "Recode": 2}
     kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 

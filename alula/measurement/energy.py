@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from alula.errors import DataError
-from alula.measurement.intervals import median_interval
+from alula.measurement.intervals import Floats, median_interval
 from alula.measurement.latency import CONFIDENCE, Turn
 from alula.measurement.measurement import Measurement
 
@@ -97,3 +97,23 @@ def summarise_energy(turns: Sequence[Turn]) -> Measurement | None:
     low, high, coverage = median_interval(metered, CONFIDENCE)
     method = f"RAPL package and memory over {len(metered)} turns, idle power included; median, sign-test interval"
     return Measurement(float(np.median(metered)), "mJ", low, high, round(coverage, 4), len(metered), method)
+
+
+def compare_energy(original: Sequence[Turn], candidate: Sequence[Turn]) -> Measurement:
+    """How many times less energy the candidate takes: median over rounds of original / candidate, with its interval.
+
+    Raises:
+        DataError: the turns were not metered, or the meter stood still in a round.
+    """
+    ratios = _joules(original) / _joules(candidate)  # [rounds]
+    low, high, coverage = median_interval(ratios, CONFIDENCE)
+    method = f"RAPL: median of {len(ratios)} per-round ratios original / candidate; sign-test interval"
+    return Measurement(float(np.median(ratios)), "x", low, high, round(coverage, 4), len(ratios), method)
+
+
+def _joules(turns: Sequence[Turn]) -> Floats:  # [rounds]
+    """Of one replay, turn by turn."""
+    joules = np.array([(turn.energy_j or 0.0) / len(turn.seconds) for turn in turns])
+    if not (joules > 0).all():
+        raise DataError("energy is compared of turns that were metered, and in which the meter moved; measure longer")
+    return joules

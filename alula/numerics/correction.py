@@ -6,14 +6,20 @@
 | W, W~ | | [O, I / groups, kernel...] | | weight of both |
 | e = W~ - W | weight_error | [O, I / groups, kernel...] | of the weight | error of the quantized weight |
 | E[x] | input_mean | [I] | of the input | mean of each input channel |
+| mu, sigma | mean, deviation | [I] | of the input | of a normal number, before it is clipped to [a, b] |
+| a, b | low, high | () | of the input | what an activation function clips to: 0 and infinity of ReLU |
 
     E[y~] - E[y] = e E[x]          so the corrected bias is  b - e E[x],  or  b + (E[y] - E[y~])
+    E[clip(z, a, b)] = a Phi(a') + b (1 - Phi(b')) + mu (Phi(b') - Phi(a')) + sigma (phi(a') - phi(b'))
+        of z normal, a' = (a - mu) / sigma, b' = (b - mu) / sigma, phi and Phi the normal density and distribution
 
 Source: M. Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", equation 1 (the
-biased error) and section 4.2 (its correction).
+biased error), section 4.2 (its correction), 4.2.1 and appendix C (the mean of a clipped normal number).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +45,44 @@ def bias_correction(output_mean_float: ArrayLike, output_mean_quantized: ArrayLi
     if wanted.shape != got.shape:
         raise DataError(f"both means must be of the same channels, got shapes {wanted.shape} and {got.shape}")
     return np.asarray(wanted - got, np.float32)
+
+
+def clipped_normal_mean(
+    mean: ArrayLike, deviation: ArrayLike, *, low: float = 0.0, high: float = math.inf
+) -> NDArray[np.float32]:
+    """E[clip(z, low, high)] of normal numbers z: what ReLU or a clip gives on average (Nagel et al. 2019, appendix C).
+
+    Args:
+        mean: of z, per channel, [C].
+        deviation: of z, [C], at least 0; where it is 0, the result is the clipped mean.
+        low: least value that passes, or -infinity; 0 of ReLU.
+        high: greatest value that passes, or infinity.
+
+    Returns:
+        float32 [C].
+
+    Raises:
+        DataError: the shapes differ, a number is not finite, a deviation is below 0, or low is above high.
+    """
+    from scipy.special import ndtr
+
+    centre, sigma = np.asarray(mean, np.float64), np.asarray(deviation, np.float64)
+    if centre.shape != sigma.shape or not (np.isfinite(centre).all() and np.isfinite(sigma).all()):
+        raise DataError(f"mean and deviation must be finite and of the same channels, got shapes {centre.shape} and "
+                        f"{sigma.shape}")  # fmt: skip
+    if (sigma < 0).any() or not low <= high:
+        raise DataError(f"deviations must be at least 0 and low at most high, got a least deviation of "
+                        f"{sigma.min(initial=0.0):g}, {low} and {high}")  # fmt: skip
+    spread = np.where(sigma > 0, sigma, 1.0)
+    below, above = (low - centre) / spread, (high - centre) / spread  # a', b'
+    inside = centre * (ndtr(above) - ndtr(below)) + spread * (_density(below) - _density(above))
+    ends = [end * share for end, share in ((low, ndtr(below)), (high, ndtr(-above))) if math.isfinite(end)]
+    return np.asarray(np.where(sigma > 0, inside + sum(ends), np.clip(centre, low, high)), np.float32)
+
+
+def _density(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the standard normal distribution; 0 in float64 beyond 40."""
+    return np.asarray(np.exp(-np.square(np.clip(x, -40, 40)) / 2) / math.sqrt(2 * math.pi))
 
 
 def expected_error_bias(weight_error: ArrayLike, input_mean: ArrayLike, *, groups: int = 1) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from alula.errors import RecipeError
 from alula.graph.cost import measure_cost
 from alula.graph.model import Model
 from alula.measurement import Measurement
-from alula.measurement.latency import compare_latency, take_turns
+from alula.measurement.energy import compare_energy
+from alula.measurement.latency import Clock, compare_latency, take_turns
 from alula.settings import check_settings
 from alula.targets import OnnxRuntime, Target
 
@@ -88,10 +89,12 @@ def counted(model: Model, kind: Kind, feeds: Mapping[str, np.ndarray]) -> float:
 
 
 class Stopwatch:
-    """Times graphs on a target, each in turns with the original."""
+    """Times graphs on a target, each in turns with the original; with a meter of joules, compares their energy."""
 
-    def __init__(self, original: Model, target: Target, feeds: Mapping[str, np.ndarray]) -> None:
-        self._target, self._feeds = target, dict(feeds)
+    def __init__(
+        self, original: Model, target: Target, feeds: Mapping[str, np.ndarray], meter: Clock | None = None
+    ) -> None:
+        self._target, self._feeds, self._meter = target, dict(feeds), meter
         self._original = self._run_of(original)
 
     def __call__(self, model: Model) -> float:
@@ -99,10 +102,11 @@ class Stopwatch:
         return 1 / self.compare(model).value
 
     def compare(self, model: Model, seconds: float = SECONDS) -> Measurement:
-        """How many times faster than the original, with its interval."""
+        """How many times faster than the original, or how many times less energy, with its interval."""
         runs = {"original": self._original, "pruned": self._run_of(model)}
-        turns = take_turns(runs, seconds=seconds)
-        return compare_latency(turns["original"], turns["pruned"])
+        turns = take_turns(runs, seconds=seconds, meter=self._meter)
+        compare = compare_latency if self._meter is None else compare_energy
+        return compare(turns["original"], turns["pruned"])
 
     def _run_of(self, model: Model) -> Callable[[], object]:
         with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from alula.numerics.assignment import Options, assign, holds, total_cost, total_
 from alula.recipe import Recipe, Step, apply_recipe
 from alula.search.exchanges import Choice, Exchanges
 from alula.search.mixes import AS_IT_IS, Feeds, Kind, Mixes, Place, Row, places_of
-from alula.search.stopwatch import Latencies
+from alula.search.stopwatch import KINDS, MeasuredCosts
 from alula.settings import Patterns, check_settings, expect, fits, shown
 from alula.targets import OnnxRuntime, Target
 from alula.techniques import Float32, FoldBatchNorm, QuantizeWeights, Technique
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a mix may cost; one of the three is given, or several that must all hold.
+    """What a mix may cost; one of the four is given, or several that must all hold.
 
     Attributes:
         size_bytes: of the file.
@@ -47,25 +47,27 @@ class Limit:
             stays in float. Steps are not counted, and codes of 2 and 3 bits take 4 in the file: this is the size where
             codes are packed.
         latency_ms: of one example, measured on the target.
-        target: where latency is measured; ONNX Runtime on one thread if nothing else is said.
+        energy_mj: of one example, measured on the target, where the machine has a meter (RAPL).
+        target: where latency and energy are measured; ONNX Runtime on one thread if nothing else is said.
     """
 
     size_bytes: int | None = None
     weight_bits: float | None = None
     latency_ms: float | None = None
+    energy_mj: float | None = None
     target: Target = field(default_factory=lambda: OnnxRuntime(threads=1))
 
     def __post_init__(self) -> None:
         check_settings(self)
         if not self.wanted():
-            raise RecipeError("a limit is size_bytes, weight_bits or latency_ms, or several of them; got none")
+            raise RecipeError("a limit is size_bytes, weight_bits, latency_ms or energy_mj, or several; got none")
         for kind, value in self.wanted().items():
             if not 0 < value < math.inf:
                 raise RecipeError(f"{kind} must be more than 0 and finite, got {value!r}")
 
     def wanted(self) -> dict[str, float]:
         """The limits that are given, by kind."""
-        given = {kind: getattr(self, kind) for kind in ("size_bytes", "weight_bits", "latency_ms")}
+        given = {kind: getattr(self, kind) for kind in ("size_bytes", "weight_bits", *KINDS)}
         return {kind: float(value) for kind, value in given.items() if value is not None}
 
 
@@ -108,7 +110,7 @@ class Mix:
         layers: what each layer got.
         expected_harm: the sum of the harms that the layers do alone.
         harm: what the mix does, measured.
-        costs: what it costs, by kind; latency is measured on the whole.
+        costs: what it costs, by kind; latency and energy are measured on the whole.
         uniform_harm: of the best option that holds the limits on all layers; None where none does.
     """
 
@@ -185,7 +187,8 @@ class _Mixer:
 
     def __init__(self, mixes: Mixes, limit: Limit, mixing: Mixing, feed: Feeds) -> None:
         self._mixes, self._limit, self._mixing = mixes, limit, mixing
-        self._latencies = Latencies(mixes, limit.target, feed) if limit.latency_ms is not None else None
+        wanted = limit.wanted()
+        self._measured = {kind: MeasuredCosts(mixes, limit.target, feed, kind) for kind in KINDS if kind in wanted}
         self._total = sum(place.weights for place in mixes.places)
 
     def mix(self) -> Mix:
@@ -221,12 +224,11 @@ class _Mixer:
             sizes = np.array([float(row.size_bytes - size) for row in rows[number]])
             bits = np.array([self._bits(place, row, option) for row, option in pairs])
             costs = {"size_bytes": sizes, "weight_bits": bits * place.weights / self._total, "bits": bits}
-            if self._latencies is not None:
-                costs["latency_ms"] = self._latencies.of(number, np.isfinite(harms))
+            costs |= {kind: one.of(number, np.isfinite(harms)) for kind, one in self._measured.items()}
             options.append(Options(harms, costs))
         options[0].costs["size_bytes"][:] += size
-        if self._latencies is not None:
-            options[0].costs["latency_ms"][:] += self._latencies.original
+        for kind, one in self._measured.items():
+            options[0].costs[kind][:] += one.original
         return options
 
     def _harm(self, row: Row, option: Technique | None) -> float:
@@ -308,9 +310,7 @@ class _Mixer:
         found = {kind: total_cost(options, choice, kind) for kind in self._limit.wanted()}
         if "size_bytes" in found:
             found["size_bytes"] = float(self._mixes.row(choice).size_bytes)
-        if self._latencies is not None:
-            found["latency_ms"] = self._latencies.whole(choice)
-        return found
+        return found | {kind: one.whole(choice) for kind, one in self._measured.items()}
 
     def _described(self, choice: Choice, uniform: Choice | None, options: Sequence[Options]) -> Mix:
         mixes, harm = self._mixes, self._mixes.row(choice).harm
@@ -332,8 +332,8 @@ class _Mixer:
 def _notes(mix: Mix) -> list[Note]:
     """What a mix came to, in words."""
     costs = f"{mix.costs['size_bytes']:,.0f} bytes, {mix.costs['weight_bits']:.2f} bits a weight"
-    if "latency_ms" in mix.costs:
-        costs += f", {mix.costs['latency_ms']:.3g} ms"
+    for kind, unit in (("latency_ms", "ms"), ("energy_mj", "mJ")):
+        costs += f", {mix.costs[kind]:.3g} {unit}" if kind in mix.costs else ""
     text = f"{costs}; harm {mix.harm:.3g}, expected from the layers alone {mix.expected_harm:.3g}"
     if mix.uniform_harm is not None:
         text += f"; one option for all does {mix.uniform_harm:.3g} at best"

@@ -19,6 +19,7 @@ from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
 from alula.settings import check_settings
 from alula.techniques.biases import alpha_of, put_bias
+from alula.techniques.mean_shift import channel_axis, takes_bias
 from alula.techniques.pairs import Parameters, insert_pair, parameters_of, source_of
 from alula.techniques.placement import STATIC, Placement, place
 from alula.techniques.smoothing import Readers, factors_for, scale_rows, smoothable, smoothed_range
@@ -82,8 +83,8 @@ class Quantize:
         if not self.bias_correction:
             return frozenset(ranges)
         nodes = {str(node.name): node for node in model.graph}
-        corrected = [layer for layer in layers if _takes_bias(nodes[layer.name], layer)]
-        return frozenset(ranges | {Request(layer.input, channel_axis=_channel_axis(layer)) for layer in corrected})
+        corrected = [layer for layer in layers if takes_bias(nodes[layer.name], layer)]
+        return frozenset(ranges | {Request(layer.input, channel_axis=channel_axis(layer)) for layer in corrected})
 
     def apply(self, model: Model, context: Context) -> Model:
         """Quantize the layers of the context.
@@ -159,10 +160,10 @@ class Quantize:
         self, editor: Editor, layer: Layer, input_scale: Floats, input_means: np.ndarray | None
     ) -> None:
         weight, node = editor.array(layer.weight), editor.node(layer.name)
-        takes_bias = _takes_bias(node, layer)
-        bias = finite_float32(editor.array(layer.bias)) if takes_bias and layer.bias is not None else None
+        corrects = takes_bias(node, layer)
+        bias = finite_float32(editor.array(layer.bias)) if corrects and layer.bias is not None else None
         quantized = self._quantize_weight(weight, layer, bias, input_scale)
-        if self.bias_correction and takes_bias and input_means is not None:
+        if self.bias_correction and corrects and input_means is not None:
             error = quantized.dequantize() - weight
             error = error if layer.output_axis == 0 else np.moveaxis(error, layer.output_axis, 0)
             shift = expected_error_bias(error, input_means, groups=layer.groups)
@@ -216,24 +217,12 @@ def _nothing_to_do(obstacles: Mapping[Layer, str]) -> str:
     )
 
 
-def _channel_axis(layer: Layer) -> int:
-    """The axis of a layer's input that runs over channels."""
-    return 1 if layer.operator == "Conv" else -1
-
-
 def _input_means(editor: Editor, layer: Layer, statistics: Statistics, factors: np.ndarray | None) -> np.ndarray | None:
     """Mean of each channel of what the layer reads, after smoothing; None where it was not collected."""
     source = source_of(editor, layer.input)
-    seen = statistics[source].channels.get(_channel_axis(layer)) if source in statistics else None
+    seen = statistics[source].channels.get(channel_axis(layer)) if source in statistics else None
     means = None if seen is None else seen.mean
     return means if means is None or factors is None else means / factors
-
-
-def _takes_bias(node: ir.Node, layer: Layer) -> bool:
-    """Whether the layer has a constant bias that counts, or may be given one."""
-    computed = layer.bias is None and len(node.inputs) > 2 and node.inputs[2] is not None
-    counts = float(node.attributes.get_float("beta", 1.0)) != 0.0
-    return layer.operator in {"Conv", "Gemm"} and counts and not computed
 
 
 def _current(model: ir.Model) -> ir.Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +42,31 @@ class Rounding:
 
     def quantized(self, weight: np.ndarray, layer: Layer, moments: np.ndarray) -> Quantized:
         """The weight on the grid; ``moments`` [groups, k, k] are those of what the layer reads."""
-        parts = [self._rounded(*pair) for pair in zip(weight_matrix(weight, layer), moments, strict=True)]
-        codes = from_matrix(np.stack([part.codes for part in parts]), layer)
+        order = self._columns(layer, moments.shape[-1])
+        moments = moments[:, order[:, None], order]
+        matrices = weight_matrix(weight, layer)[..., order]
+        parts = [self._rounded(*pair) for pair in zip(matrices, moments, strict=True)]
+        codes = from_matrix(np.stack([part.codes for part in parts])[..., np.argsort(order)], layer)
         scale = np.concatenate([part.scale for part in parts])
         zero_point = np.concatenate([part.zero_point for part in parts])
         if self.block is None:
             return Quantized(codes, scale, zero_point, layer.output_axis, None, self.grid)
-        if layer.output_axis == 1:  # scales [out, blocks] lie as the weight does
-            scale, zero_point = scale.T, zero_point.T
+        scale, zero_point = (self._laid(one, layer) for one in (scale, zero_point))
         return Quantized(codes, scale, zero_point, layer.input_axes[0], self.block, self.grid)
+
+    def _columns(self, layer: Layer, count: int) -> NDArray[np.intp]:  # -> [k]
+        """The order of columns in which blocks lie in one piece: of a convolution, the places of the kernel in turn."""
+        order = np.arange(count)
+        if self.block is None or layer.operator != "Conv":
+            return order
+        return order.reshape(layer.shape[1], -1).T.ravel()
+
+    def _laid(self, parameter: NDArray[Any], layer: Layer) -> NDArray[Any]:  # [out, blocks]
+        """Scales or zero points as the weight lies: [out, blocks], [blocks, out], or [out, blocks, kernel...]."""
+        if layer.operator == "Conv":
+            by_place = parameter.reshape(len(parameter), *layer.shape[2:], -1)
+            return np.ascontiguousarray(np.moveaxis(by_place, -1, 1))
+        return parameter.T if layer.output_axis == 1 else parameter
 
     def _rounded(self, matrix: np.ndarray, moments: np.ndarray) -> Quantized:  # [out, k], [k, k]
         def find_range(rows: NDArray[np.float32], columns: NDArray[np.intp]) -> Ends:

@@ -39,13 +39,15 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
         feeds: calibration data, all of which are kept.
 
     Raises:
-        RecipeError: another technique.
+        RecipeError: another technique, or one that corrects biases.
         DataError: there are no feeds, they do not fit, or lead to NaN or infinity.
         ModelError: the graph has bodies of If, Loop or Scan.
     """
     if not isinstance(technique, QuantizeWeights):
         raise RecipeError(f"sequential=True is for QuantizeWeights, which treats each layer by itself, not for "
                           f"{type(technique).__name__}; leave it out")  # fmt: skip
+    if technique.bias_correction is not None:
+        raise RecipeError("sequential=True sees second moments alone, not what biases are corrected by; leave one out")
     feeds = list(feeds)
     if not feeds:
         raise DataError("calibration data is empty; give at least one example")

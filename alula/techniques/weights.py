@@ -14,14 +14,17 @@ from alula.errors import RecipeError, at
 from alula.graph.editing import Editor, like, set_input
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
-from alula.graph.statistics import AnyRequest, MomentRequest
+from alula.graph.statistics import AnyRequest, MomentRequest, Request, Statistics
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import channel_mean_squared_error_range
 from alula.settings import check_settings
 from alula.techniques.compensation import moments_of, why_no_moments
+from alula.techniques.mean_shift import channel_axis, correct_bias, normalised_means, seen_means, why_uncorrected
 from alula.techniques.rounding import Ranges, Rounding, unknown_inputs
 from alula.techniques.technique import Context, other_readers, other_type
+
+_UNTOLD = "it does not read straight from a batch normalisation, with constants and no more than Relu or Clip between"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class QuantizeWeights:
 
     Attributes:
         bits: 2 to 8; stored in 4 or 8. (ONNX has 2-bit types from opset 25 on, and OpenVINO reads none of them.)
-        block: weights that share a scale along the summed axis; None for one scale per output channel.
+        block: weights that share a scale along the summed axis; of convolutions, along the input channels, each place
+            of the kernel by itself. None for one scale per output channel.
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
         by_outputs: that is the error of the layer's outputs on the calibration data, not of its weights.
@@ -39,6 +43,9 @@ class QuantizeWeights:
         by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read, not in their order.
         damping: of GPTQ: share of the mean of the second moments' diagonal that is added to it.
         smallest: layers with fewer weights stay in float: their scales would eat the gain.
+        bias_correction: take the shift of the mean output, that rounding causes, off the biases of Conv and Gemm: by
+            means of the calibration ``data``; or by what the ``normalisations`` right before the layers say, which
+            needs no data, but normalisations that are not folded yet (``FoldBatchNorm`` can come after). None: do not.
     """
 
     bits: int = 8
@@ -50,6 +57,7 @@ class QuantizeWeights:
     rounding: Literal["nearest", "gptq"] = "nearest"
     by_size_of_inputs: bool = True
     damping: float = 0.01
+    bias_correction: Literal["data", "normalisations"] | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -61,8 +69,16 @@ class QuantizeWeights:
             raise RecipeError(f"damping must be at least 0, got {self.damping}")
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
-        """Second moments of what the layers read, for GPTQ and errors of outputs; else none."""
-        return frozenset(MomentRequest(layer.name) for layer in layers if self._weighs(model, layer, layers))
+        """Second moments of what the layers read, for GPTQ and errors of outputs; means, to correct biases by."""
+        moments = {MomentRequest(layer.name) for layer in layers if self._weighs(model, layer, layers)}
+        if self.bias_correction != "data":
+            return frozenset(moments)
+        editor = Editor(model.edit())
+        means = {
+            Request(layer.input, channel_axis=channel_axis(layer)) for layer in layers
+            if self._obstacle(model, layer, layers) is None and self._why_uncorrected(editor, layer) is None
+        }  # fmt: skip
+        return frozenset(moments | means)
 
     def _weighs(self, model: Model, layer: Layer, layers: Sequence[Layer]) -> bool:
         """Whether second moments of what a layer reads are used."""
@@ -86,7 +102,7 @@ class QuantizeWeights:
                 else:
                     weighs = self._weighs(model, layer, context.layers)
                     moments = moments_of(context.statistics, layer) if weighs else None
-                    notes += self._quantize_layer(editor, layer, moments)
+                    notes += self._quantize_layer(editor, layer, moments, context.statistics)
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
 
@@ -100,7 +116,26 @@ class QuantizeWeights:
             (f"its weight cannot change: {reason}" for reason in shared if reason), None
         )
 
-    def _quantize_layer(self, editor: Editor, layer: Layer, moments: np.ndarray | None) -> list[Note]:
+    def _why_uncorrected(self, editor: Editor, layer: Layer) -> str | None:
+        """Why a layer's bias is not corrected, or None."""
+        if self.bias_correction == "data" and layer.input in editor.graph.initializers:
+            return "its input is a constant"
+        return why_uncorrected(editor, layer)
+
+    def _correct_bias(self, editor: Editor, layer: Layer, error: np.ndarray, statistics: Statistics) -> list[Note]:
+        reason, means = self._why_uncorrected(editor, layer), None
+        if reason is None and self.bias_correction == "data":
+            means, reason = seen_means(statistics, layer), "calibration did not look at what it reads"
+        elif reason is None:
+            means, reason = normalised_means(editor, layer), _UNTOLD
+        if means is None:
+            return [Note(layer.name, f"its bias is not corrected: {reason}")]
+        correct_bias(editor, layer, error, means)
+        return []
+
+    def _quantize_layer(
+        self, editor: Editor, layer: Layer, moments: np.ndarray | None, statistics: Statistics
+    ) -> list[Note]:
         notes = []
         if moments is None and (self.rounding == "gptq" or self.by_outputs):
             notes.append(Note(layer.name, f"by its weights alone, to the nearest: {_why_nearest(layer)}"))
@@ -114,6 +149,8 @@ class QuantizeWeights:
                 quantized = self._rounding(grid, block).quantized(weight, layer, moments)
             else:
                 quantized = self._nearest(weight, grid, axis, block)
+            if self.bias_correction is not None and index == 0:
+                notes += self._correct_bias(editor, layer, quantized.dequantize() - weight, statistics)
             if layer.operator == "Gather":
                 if self.bits < 8 and not _packable(layer, quantized):
                     notes.append(
@@ -140,7 +177,7 @@ class QuantizeWeights:
             return None, None, "one scale for both directions: ONNX scales run along one axis"
         if self.block is None:
             return layer.output_axis, None, None
-        if layer.operator not in {"MatMul", "Gemm"}:
+        if layer.operator not in {"MatMul", "Gemm", "Conv"}:
             return layer.output_axis, None, f"a scale per channel, not per block: {layer.operator} has no blocked form"
         axis = layer.input_axes[0]
         if shape[axis] % self.block:

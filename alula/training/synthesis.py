@@ -15,19 +15,21 @@ Sources: Cai et al. 2020, "ZeroQ", equation 3: the least R. With classes, Yin et
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from alula.errors import DataError, ModelError
 from alula.graph.ending import gives_probabilities
 from alula.graph.lifting import LiftedGraph
+from alula.graph.load import load_model
 from alula.graph.model import Model
+from alula.graph.remembered import remembered, why_nothing_can_be_made
 from alula.graph.trainable import trainable
 from alula.task_rows import fixed_batch
 from alula.training.losses import CrossEntropy
@@ -41,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 
 def synthesise(
-    model: Model,
+    model: Model | str | Path,
     count: int,
     *,
     steps: int = 500,
@@ -53,11 +55,12 @@ def synthesise(
 ) -> dict[str, np.ndarray]:
     """Inputs whose batch statistics are those that the graph's batch normalisations keep of the data it was trained on.
 
-    They start from normal numbers, so they are on the scale of data that were brought to mean 0 and deviation 1. The
-    same seed gives the same inputs.
+    They stand in for calibration data: ``alula.quantize(model, alula.synthesise(model, 256))``. They start from normal
+    numbers, so they are on the scale of data that were brought to mean 0 and deviation 1. The same seed gives the same
+    inputs.
 
     Args:
-        model: the graph, with its batch normalisations not folded yet.
+        model: the graph or its file, with its batch normalisations not folded yet.
         count: rows to make.
         steps: of the optimiser, for each batch.
         batch_size: rows that are made together, at most; the more, the better statistics can be met. A graph of fixed
@@ -76,6 +79,7 @@ def synthesise(
         DataError: count, steps, batch size or classes are impossible.
     """
     _check_counts(count=count, steps=steps, batch_size=batch_size)
+    model = model if isinstance(model, Model) else load_model(model)
     goals = _goals(model)
     targets = None if classes is None else _targets(classes, count)
     search = _Search(_frozen(model, goals), model, goals, steps)
@@ -177,31 +181,13 @@ def _frozen(model: Model, goals: Sequence[_Goal]) -> LiftedGraph:
 
 def _goals(model: Model) -> tuple[_Goal, ...]:
     """The batch normalisations of a graph; one for each tensor that they read."""
-    for spec in model.inputs:
-        if not np.issubdtype(spec.dtype, np.floating):
-            raise ModelError(
-                f"input {spec.name!r} takes {spec.dtype}; only inputs of 16, 32 or 64 floating-point bits can be made, "
-                "by following a gradient: give real inputs instead"
-            )
-    found = {goal.tensor: goal for node in model.graph for goal in _goal_of(node)}
-    if not found:
-        raise ModelError(
-            "the graph has no batch normalisation that keeps statistics of the data, which synthetic inputs are made "
-            "from; take the model from before they were folded, or give real inputs"
-        )
-    return tuple(found.values())
-
-
-def _goal_of(node: ir.Node) -> Iterator[_Goal]:
-    if node.op_type != "BatchNormalization" or node.domain != "" or node.attributes.get_int("training_mode"):
-        return
-    source, kept = node.inputs[0], [value.const_value for value in node.inputs[3:5] if value is not None]
-    mean, variance = (None if one is None else torch.from_numpy(one.numpy().astype(np.float32)) for one in kept)
-    if source is None or mean is None or variance is None:
-        return
-    if (variance < 0).any():
-        raise ModelError(f"BatchNormalization {node.name!r} must keep variances of at least 0; the model is broken")
-    yield _Goal(str(source.name), (mean, variance.sqrt()))
+    reason = why_nothing_can_be_made(model)
+    if reason is not None:
+        raise ModelError(f"{reason}: give real inputs, or the model as it was before")
+    return tuple(
+        _Goal(tensor, (torch.from_numpy(mean), torch.from_numpy(variance).sqrt()))
+        for tensor, (mean, variance) in remembered(model).items()
+    )
 
 
 def _row_shape(model: Model, name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

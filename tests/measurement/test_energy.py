@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alula.errors import DataError
-from alula.measurement.energy import estimate_energy, find_meter, summarise_energy
+from alula.measurement.energy import compare_energy, estimate_energy, find_meter, summarise_energy
 from alula.measurement.latency import Turn
 
 
@@ -87,3 +87,15 @@ def test_energy_of_a_replay():
     energy = summarise_energy(turns)
     assert (energy.value, energy.unit, energy.estimated) == (pytest.approx(20.0), "mJ", False)
     assert summarise_energy([Turn(np.ones(1))]) is None
+
+
+def test_energy_in_turns_with_the_original():
+    """Round by round: a drift of both cancels, and replays are counted."""
+    drift = np.linspace(1, 3, 9)
+    original = [Turn(np.full(10, 0.01), energy_j=10 * joules) for joules in drift]
+    candidate = [Turn(np.full(5, 0.01), energy_j=5 * joules / 4) for joules in drift]
+    ratio = compare_energy(original, candidate)
+    assert (ratio.value, ratio.low, ratio.high, ratio.unit) == (pytest.approx(4), *[pytest.approx(4)] * 2, "x")
+    for still in (Turn(np.ones(1)), Turn(np.ones(1), energy_j=0.0)):
+        with pytest.raises(DataError, match="in which the meter moved"):
+            compare_energy(original, [*candidate[:-1], still])

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from alula.errors import DataError
-from alula.numerics.correction import bias_correction, expected_error_bias
+from alula.numerics.correction import bias_correction, clipped_normal_mean, expected_error_bias
 from alula.numerics.grids import Grid, quantize
 from tests.oracles import quantization as oracle
 
@@ -57,3 +61,60 @@ def test_channels_that_do_not_fit_are_refused(shape, channels, groups):
 def test_means_of_other_channels_are_refused():
     with pytest.raises(DataError, match=r"\(2,\) and \(1,\)"):
         bias_correction([1, 2], [1])
+
+
+def integrated(mean, deviation, low, high):
+    """The mean of a clipped normal number by its definition, from where its density is no more than noise."""
+
+    def clipped(z):
+        density = math.exp(-(((z - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
+        return min(max(z, low), high) * density
+
+    ends = [mean - 12 * deviation, *sorted(end for end in {low, high} if abs(end - mean) < 12 * deviation),
+            mean + 12 * deviation]  # fmt: skip
+    return sum(quad(clipped, *pair, epsabs=1e-12)[0] for pair in pairwise(ends))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, math.inf), (0, 6), (-1, 1), (-math.inf, 0.5), (-math.inf, math.inf)])
+def test_mean_of_clipped_normal_numbers_is_their_integral(low, high):
+    means, deviations = np.meshgrid([-9.0, -1.0, 0.0, 0.3, 5.0, 40.0], [0.01, 0.5, 1.0, 7.0])
+    got = clipped_normal_mean(means.ravel(), deviations.ravel(), low=low, high=high)
+    wanted = [integrated(*pair, low, high) for pair in zip(means.ravel(), deviations.ravel(), strict=True)]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_mean_of_clipped_normal_numbers_is_that_of_a_sample():
+    sample = np.random.default_rng(0).normal(0.5, 2, 200_000)
+    for low, high in ((0, math.inf), (0, 1)):
+        got = clipped_normal_mean([0.5], [2], low=low, high=high)
+        assert abs(np.clip(sample, low, high).mean() - got[0]) < 0.01
+
+
+def test_limit_cases_of_clipped_normal_numbers():
+    means = np.array([-2.0, 0, 1.5, 9])
+    np.testing.assert_array_equal(clipped_normal_mean(means, np.zeros(4), high=6), [0, 0, 1.5, 6])
+    np.testing.assert_allclose(clipped_normal_mean(means, np.ones(4), low=-math.inf), means, rtol=1e-6)
+    np.testing.assert_allclose(clipped_normal_mean(means, np.ones(4), high=1e9), clipped_normal_mean(means, np.ones(4)))
+    np.testing.assert_allclose(clipped_normal_mean([0], [3]), 3 / math.sqrt(2 * math.pi), rtol=1e-6)
+    for tiny in (1e-30, 1e-300):
+        np.testing.assert_allclose(clipped_normal_mean(means, np.full(4, tiny)), np.maximum(means, 0), atol=1e-29)
+    np.testing.assert_array_equal(clipped_normal_mean(means, np.ones(4), low=2, high=2), np.full(4, 2))
+    assert clipped_normal_mean([], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (([1.0], [1.0, 2.0], {}), "of the same channels"),
+        (([np.nan], [1.0], {}), "must be finite"),
+        (([1.0], [np.inf], {}), "must be finite"),
+        (([1.0], [-0.1], {}), "at least 0"),
+        (([1.0], [1.0], {"low": 2.0, "high": 1.0}), "low at most high"),
+        (([1.0], [1.0], {"low": math.nan}), "low at most high"),
+    ],
+)
+def test_impossible_normal_numbers(given, words):
+    mean, deviation, ends = given
+    with pytest.raises(DataError, match=words):
+        clipped_normal_mean(mean, deviation, **ends)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from alula.quantization import quantize
 from alula.recipe import Recipe, Step, apply_recipe
 from alula.search.calibration import calibrate
 from alula.search.layer_rows import layer_rows
 from alula.search.layer_times import Share, assign, split_time, with_shares
 from alula.targets import NodeTime, OnnxRuntime, OpenVino
 from alula.techniques import Quantize, QuantizeDynamic
+from alula.testing.models import convolution_network, random_feeds
 from tests.oracles.networks import make_model
 from tests.oracles.tasks import classification, network
 
+CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Transpose"}
 TARGETS = [pytest.param(OnnxRuntime(threads=1), id="onnxruntime"), pytest.param(OpenVino(threads=1), id="openvino")]
 
 
@@ -142,3 +147,21 @@ def test_fused_convolutions_of_a_real_profile_are_found(target, tmp_path):
     model = residual()
     times = target.profile(target.build(model, tmp_path), {"x": np.ones((1, 8, 16, 16), np.float32)}, runs=3)
     assert {share.layer for share in assign(times, model, model)} - {None} == {"a", "b"}
+
+
+def test_conversions_are_as_many_as_the_runtime_keeps(tmp_path):
+    """Of int8 networks, one with a layer in float, by the operators of the graph that ONNX Runtime writes down."""
+    float_model, target = convolution_network(), OnnxRuntime(threads=1)
+    images = random_feeds(float_model, batch=4)
+    depthwise = float_model.layers()[1].name
+    for exclude in ((), (depthwise,)):
+        model = quantize(float_model, images, exclude=exclude)
+        artifact = target.build(model, tmp_path / str(len(exclude)))
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        onnxruntime.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
+        kept = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+        shares = assign(target.profile(artifact, images, runs=2), float_model, model)
+        split = split_time({"model": shares}, {"model": 1})
+        assert split.node_count == len(kept)
+        assert split.conversion_count == sum(operator in CONVERSIONS for operator in kept) > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -134,6 +136,25 @@ def test_latency_holds_on_the_whole(tmp_path) -> None:
     assert 0 < found.costs["latency_ms"] < 1000
     with pytest.raises(RecipeError, match="latency_ms or less; the least that is possible is"):
         mix(chain(), inputs(), limit=Limit(latency_ms=1e-6), **settings)
+
+
+def test_energy_holds_on_the_whole(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meter of ten watts: millijoules are ten times the milliseconds."""
+    module = importlib.import_module("alula.search.stopwatch")
+    monkeypatch.setattr(module, "find_meter", lambda: lambda: 10 * time.perf_counter())
+    settings = {"options": (None, CODES[0]), "mixing": Mixing(evaluations=2), "include": ("first",), "out": tmp_path}
+    found = mix(chain(), inputs(), limit=Limit(latency_ms=1000.0, energy_mj=1e5), **settings)
+    assert 2 < found.costs["energy_mj"] / found.costs["latency_ms"] < 50
+    assert " mJ; harm" in " ".join(note.text for note in found.model.notes)
+    with pytest.raises(RecipeError, match="energy_mj or less; the least that is possible is"):
+        mix(chain(), inputs(), limit=Limit(energy_mj=1e-6), **settings)
+
+
+def test_energy_without_a_meter_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("alula.search.stopwatch"), "find_meter", lambda: None)
+    monkeypatch.setattr(Mixes, "row", lambda *_: pytest.fail("measured"))
+    with pytest.raises(RecipeError, match=r"no meter that may be read: Linux shows .*RAPL.* or limit latency_ms"):
+        mix(chain(), inputs(), limit=Limit(energy_mj=1.0))
 
 
 def test_a_call_goes_on_where_it_was_stopped(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

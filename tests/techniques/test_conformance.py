@@ -79,6 +79,18 @@ class TestQuantizeWeightsByGptq(TechniqueConformance):
         return QuantizeWeights(smallest=1, rounding="gptq")
 
 
+class TestQuantizeWeightsWithMeansOfData(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(smallest=1, bias_correction="data")
+
+
+class TestQuantizeWeightsWithMeansOfNormalisations(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(smallest=1, bias_correction="normalisations")
+
+
 class TestQuantizeWeightsInBlocks(TechniqueConformance):
     tolerance = 0.3  # four bits
 

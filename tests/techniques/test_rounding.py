@@ -57,11 +57,39 @@ def test_the_weight_is_that_of_the_textbook(layout, block):
     weight = model.weight("w")
     matrix = np.moveaxis(weight, layer.output_axis, 0).reshape(layer.groups, 6 // layer.groups, -1)
     damped = [one + 0.01 * np.diag(one).mean() * np.eye(len(one)) for one in moments]
-    used = None if layout == "Conv in groups" else block
+    used = None if layout == "Conv in groups" else block  # of its two channels
     wanted = np.concatenate([obq(rows, one, Grid(4), range(len(one)), used)
                              for rows, one in zip(matrix, damped, strict=True)])  # fmt: skip
     given = stored(apply_recipe(model, recipe, statistics), feeds[0])
     np.testing.assert_allclose(np.moveaxis(given, layer.output_axis, 0).reshape(6, -1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"by_size_of_inputs": True}, {"rounding": "nearest", "by_outputs": True}])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_of_channels_are_rounded_as_those_of_a_matrix(groups, settings):
+    """A convolution whose kernel covers its input is a product with what it reads, place by place of the kernel."""
+    random = np.random.default_rng(3)
+    conv = model_from_text(
+        f"net (float[n, {8 * groups}, 2, 3] x) => (float[n, 6, 1, 1] y) {{ y = Conv <group = {groups}> (x, w) }}",
+        {"w": random.standard_normal((6, 8, 2, 3)).astype(np.float32)},
+    )
+    x = random.standard_normal((64, groups, 8, 6)).astype(np.float32)
+    x += np.roll(x, 1, 2)
+    technique = QuantizeWeights(**{"bits": 3, "block": 4, "rounding": "gptq", "smallest": 1,
+                                   "by_size_of_inputs": False, **settings})  # fmt: skip
+    recipe = Recipe((Step(technique),))
+    feeds = [{"x": x.reshape(64, 8 * groups, 2, 3)}]
+    given = stored(apply_recipe(conv, recipe, feeds), feeds[0])  # [6, 8, 2, 3]
+    rows = 6 // groups
+    for group in range(groups):
+        own = conv.weight("w")[rows * group : rows * (group + 1)].reshape(rows, 8, 6).swapaxes(1, 2).reshape(rows, 48)
+        read = x[:, group].swapaxes(1, 2).reshape(64, 48)
+        gemm = model_from_text(
+            f"net (float[n, 48] x) => (float[n, {rows}] y) {{ y = Gemm <transB = 1> (x, w) }}", {"w": own}
+        )
+        wanted = stored(apply_recipe(gemm, recipe, [{"x": read}]), {"x": read}).reshape(rows, 6, 8).swapaxes(1, 2)
+        got = given[rows * group : rows * (group + 1)].reshape(rows, 8, 6)
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_outputs_move_less_than_by_rounding_to_the_nearest():

@@ -106,6 +106,8 @@ def test_the_front_door_and_its_errors(branches):
     }
     with pytest.raises(RecipeError, match="sequential=True is for QuantizeWeights"):
         alula.quantize(branches, data, technique=Quantize(), sequential=True)
+    with pytest.raises(RecipeError, match="what biases are corrected by"):
+        alula.quantize(branches, data, technique=QuantizeWeights(bias_correction="data"), sequential=True)
     with pytest.raises(DataError, match="needs calibration data"):
         alula.quantize(branches, technique=QuantizeWeights(), sequential=True)
     with pytest.raises(DataError, match="the calibration data themselves"):

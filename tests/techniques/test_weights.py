@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from alula.errors import DataError, RecipeError
 from alula.graph.running import Runner
+from alula.graph.trainable import trainable
 from alula.numerics.grids import Grid
+from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import Context, QuantizeWeights
 from alula.testing.conformance import relative_error, with_weight
 from alula.testing.models import (
@@ -73,6 +76,35 @@ def test_gemm_in_blocks_along_its_inputs(transposed):
     assert result.weight("w.scale").shape == ((6, 2) if transposed else (2, 6))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_in_blocks_of_input_channels(groups, bits, symmetric, tmp_path):
+    """As the graph says it, as both targets build it, and as the lift reads it."""
+    random = np.random.default_rng(0)
+    weight = (random.standard_normal((6, 8, 3, 2)) * random.uniform(0.2, 3, (6, 8, 1, 1))).astype(np.float32)
+    text = f"net (float[n, {8 * groups}, 5, 5] x) => (float[n, 6, 3, 4] y) {{ y = Conv <group = {groups}> (x, w) }}"
+    result = treat(model_from_text(text, {"w": weight}), bits=bits, block=4, symmetric=symmetric)
+    assert result.weight("w.scale").shape == (6, 2, 3, 2)
+    values = textbook(weight, bits, 1, block=4, symmetric=symmetric)
+    feeds = {"x": random.standard_normal((2, 8 * groups, 5, 5)).astype(np.float32)}
+    wanted = model_from_text(text, {"w": values}).run(feeds)["y"]
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(plain_run(result, feeds)["y"], wanted, **close)
+    np.testing.assert_allclose(trainable(result).eval()(torch.from_numpy(feeds["x"])).detach(), wanted, **close)
+    for target in (OnnxRuntime(threads=1), OpenVino(threads=1)):
+        built = target.build(result, tmp_path / type(target).__name__)
+        np.testing.assert_allclose(target.open(built)(feeds)["y"], wanted, **close)
+
+
+def test_one_block_of_all_channels_is_a_scale_for_each_place_of_the_kernel():
+    weight = np.random.default_rng(0).standard_normal((4, 8, 1, 1)).astype(np.float32)
+    model = model_from_text("net (float[n, 8, 2, 2] x) => (float[n, 4, 2, 2] y) { y = Conv (x, w) }", {"w": weight})
+    feeds = random_feeds(model)
+    whole, blocked = (plain_run(treat(model, bits=4, block=block), feeds)["y"] for block in (None, 8))
+    np.testing.assert_allclose(blocked, whole, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "build", [convolution_network, dense_network, recurrent_network], ids=lambda build: build.__name__
 )
@@ -128,7 +160,9 @@ def test_what_cannot_be_done_is_said():
         model_from_text("net (float[n, 36] x) => (float[n, 2] y) { y = MatMul (x, w) }", {"w": np.ones((36, 2), "f4")}),
         block=16,
     )
-    assert "Conv has no blocked form" in notes(convolution_network(), block=8)
+    assert "3 inputs are no multiple of 8" in notes(convolution_network(), block=8)
+    assert "8 inputs are no multiple of 16" in notes(convolution_network(), block=16)
+    assert "LSTM has no blocked form" in notes(recurrent_network(), block=8)
     assert "only 512 weights" in notes(dense_network(), smallest=1000)
     table = model_from_text("net (int64[n] x) => (float[n, 3] y) { y = Gather (w, x) }", {"w": np.ones((9, 3), "f4")})
     assert "stored in 8" in notes(table, bits=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +13,11 @@ from torch.autograd import gradcheck
 
 from alula.errors import DataError, ModelError
 from alula.graph.trainable import trainable
+from alula.quantization import quantize
+from alula.techniques import QuantizeWeights
+from alula.testing.conformance import relative_error
 from alula.testing.models import convolution_network, dense_network, embedding_network, model_from_text
+from alula.training.reconstruction import Reconstruction, reconstruct
 from alula.training.synthesis import statistics_distance, statistics_of, synthesise, total_variation
 from tests.oracles import distillation as oracle
 
@@ -42,12 +48,16 @@ def observe(model, feeds):
     return tensors, [[model.weight(name) for name in node.input[3:5]] for node in norms]
 
 
+def smooth_images(random):
+    blocks = random.standard_normal((256, 3, 2, 2)) * np.reshape([1, 2, 0.5], (3, 1, 1)) + np.reshape(SHADES, (3, 1, 1))
+    return np.kron(blocks, np.ones((4, 4))).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def model():
     """A network whose batch normalisations have seen smooth, coloured images."""
     random = np.random.default_rng(0)
-    blocks = random.standard_normal((256, 3, 2, 2)) * np.reshape([1, 2, 0.5], (3, 1, 1)) + np.reshape(SHADES, (3, 1, 1))
-    images = np.kron(blocks, np.ones((4, 4))).astype(np.float32)
+    images = smooth_images(random)
     weights = {
         "first": 0.2 * random.standard_normal((8, 3, 3, 3)),
         "second": 0.1 * random.standard_normal((12, 8, 3, 3)),
@@ -84,6 +94,31 @@ def test_statistics_are_those_that_the_graph_remembers(model, made):
 def test_inputs_take_on_what_the_data_had(made):
     """Never seen, only remembered: the shades of the colours."""
     np.testing.assert_allclose(made["x"].mean((0, 2, 3)), SHADES, atol=0.2)
+
+
+def test_a_file(model, made, tmp_path):
+    path = model.save(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(synthesise(str(path), 64, steps=200)["x"], made["x"])
+
+
+def test_int8_without_data(model, made):
+    """Ranges that are found on what was made up hold for what the network was trained on."""
+    real = {"x": smooth_images(np.random.default_rng(1))}
+    wanted = model.run(real)
+    for data, holds in ((made, True), ({"x": np.zeros((64, 3, 8, 8), np.float32)}, False)):
+        assert (relative_error(wanted, quantize(model, data).run(real)) < 0.1) == holds
+
+
+def test_what_reads_data_takes_them(model, made):
+    by_columns = QuantizeWeights(bits=3, smallest=1, rounding="gptq")
+    learned = quantize(model, made, technique=by_columns)
+    assert not any("to the nearest" in str(note) for note in learned.notes)
+    assert {layer.name for layer in learned.layers()} == set()
+    nearest = quantize(model, technique=dataclasses.replace(by_columns, rounding="nearest"))
+    wanted = model.run(made)
+    assert relative_error(wanted, learned.run(made)) < relative_error(wanted, nearest.run(made))
+    rounded = reconstruct(nearest, model, made, settings=Reconstruction(granularity="layer", steps=20))
+    assert "rounding learned" in str(rounded.notes[-1])
 
 
 def test_distance_and_its_gradient(model):
