@@ -15,6 +15,7 @@ from alula.graph.streams import Gain, Lane, Stream, Use, is_constant, last_of, r
 Rule = Callable[[Stream, ir.Node, ir.Value], None]
 
 _CENTRED: Final = frozenset({"LayerNormalization"})
+_LENGTHS: Final = frozenset({"ReduceL2", "ReduceSumSquare"})
 _NORMALISATIONS: Final = _CENTRED | {"RMSNormalization", "SimplifiedLayerNormalization"}
 
 
@@ -43,7 +44,8 @@ def normalised_inputs(graph: ir.Graph) -> Iterator[ir.Value]:
         if value is None or is_constant(value) or node.domain not in ("", "com.microsoft"):
             continue
         squared = _squares(node) and any(_over_last(use.node) for use in node.outputs[0].uses())
-        if squared or (node.op_type in _NORMALISATIONS and _norm_axis_is_last(node)):
+        named = node.op_type in _NORMALISATIONS and _norm_axis_is_last(node)
+        if squared or named or (node.op_type in _LENGTHS and _over_last(node)):
             yield value
 
 
@@ -147,7 +149,7 @@ def reduce(stream: Stream, node: ir.Node, value: ir.Value) -> None:
         stream.bar(_mixes(node))
     elif node.op_type in ("ReduceMean", "ReduceSum", "GlobalAveragePool"):
         stream.keeps_mean = True
-    elif node.op_type not in ("ReduceL2", "ReduceSumSquare"):
+    elif node.op_type not in _LENGTHS:
         stream.bar(_mixes(node))
 
 

@@ -107,7 +107,8 @@ class Stream:
             self._agree(value, lane)
             return
         if last % self.size or lane.start % self.size or lane.stop % self.size or last < self.size:
-            self.bar(f"{value.name!r} has no whole number of runs of {self.size} channels")
+            known = f"{last} channels, no multiple of {self.size}" if last else "channels whose number is not known"
+            self.bar(f"{value.name!r} has {known}")
             return
         self.lanes[value] = lane
         self._waiting.append(value)
