@@ -76,6 +76,8 @@ class Rotate:
         if not streams:
             notes.append(Note("model", "not rotated: nothing is normalised over its last axis, and nothing weighed"))
         folding = _Folding(editor)
+        for stream in turned:
+            folding.fold_gains(stream)
         for number, stream in enumerate(turned):
             rotation = orthogonal(stream.size, (self.seed, number), keep_mean=stream.keeps_mean)
             notes.append(Note(stream.source, folding.turn(stream, rotation)))
@@ -168,9 +170,7 @@ class _Folding:
         self._arrays: dict[Use, np.ndarray] = {}  # float64
 
     def turn(self, stream: Stream, rotation: np.ndarray) -> str:
-        """Fold one rotation; what was done, in words."""
-        for gain in _gains(stream):
-            self._fold_gain(stream, gain)
+        """Fold one rotation, when all gains are folded; what was done, in words."""
         for place in stream.places.values():
             array = self._seen(place.use)
             span = tuple(slice(place.start, place.stop) if axis == place.axis else slice(None)
@@ -191,8 +191,12 @@ class _Folding:
             self._arrays[use] = np.array(_array(use))
         return self._arrays[use]
 
-    def _fold_gain(self, stream: Stream, gain: Gain) -> None:
+    def fold_gains(self, stream: Stream) -> None:
         """Gains go to the layers behind; shifts to their biases, or, where one has none, they become (b / g) Q."""
+        for gain in _gains(stream):
+            self._fold_gain(stream, gain)
+
+    def _fold_gain(self, stream: Stream, gain: Gain) -> None:
         scale = _array(gain.use).reshape(-1)  # [n]
         if gain.shift is not None:
             self._fold_shift(stream, gain, gain.shift, scale)

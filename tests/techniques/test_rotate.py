@@ -237,6 +237,22 @@ def test_one_weight_for_two_readers():
         assert [note.place for note in result.notes] == (["x"] if same else ["x", "w"])
 
 
+def test_one_stream_gives_to_another_that_was_met_before():
+    """A shift goes to the bias of the layer between, which the other stream turns too."""
+    text = """net (int64[b, 5] tokens) => (float[b, 5, 3] y) {
+        b = Gather (wide, tokens) nb = LayerNormalization (b, gain_b, shift_b) d = MatMul (nb, inner) c = Add (b, d)
+        a = Gather (table, tokens) na = LayerNormalization (a, gain_a, shift_a) e = MatMul (na, between)
+        f = Add (e, bias) g = Add (c, f) h = LayerNormalization (g, gain_h, shift_b) y = MatMul (h, head) }"""
+    shapes = {"wide": (9, 12), "table": (9, 8), "inner": (12, 12), "between": (8, 12), "bias": (12,), "head": (12, 3),
+              "gain_a": (8,), "shift_a": (8,), "gain_b": (12,), "shift_b": (12,), "gain_h": (12,)}  # fmt: skip
+    random = np.random.default_rng(3)
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = model_from_text(text, weights)
+    result = rotated(model)
+    assert relative_error(model.run(tokens()), result.run(tokens())) < 5e-6
+    assert [note.text.split(" by")[0] for note in result.notes[:2]] == ["12 channels rotated", "8 channels rotated"]
+
+
 def peak(array):
     """How far the largest channel stands out: its largest magnitude over the median channel's."""
     largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
