@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from alula.techniques import QuantizeDynamic as QuantizeDynamic
     from alula.techniques import QuantizeWeights as QuantizeWeights
     from alula.techniques import Recode as Recode
+    from alula.techniques import Rotate as Rotate
     from alula.techniques import Sparsify as Sparsify
     from alula.techniques import StoreSparse as StoreSparse
     from alula.training.finetuning import Stage as Stage
@@ -89,6 +90,7 @@ _HOMES = {
     "Recode": "techniques",
     "Reconstruction": "training.reconstruction",
     "Remembered": "training.teacher",
+    "Rotate": "techniques",
     "Sparsify": "techniques",
     "Stage": "training.finetuning",
     "Step": "recipe",

@@ -33,6 +33,7 @@ from alula.techniques import (
     QuantizeDynamic,
     QuantizeWeights,
     Recode,
+    Rotate,
     Sparsify,
     StoreSparse,
     Technique,
@@ -41,7 +42,7 @@ from alula.techniques.sequence import apply_in_sequence
 
 _KINDS = (
     Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
-    QuantizeWeights, Recode, Sparsify, StoreSparse,
+    QuantizeWeights, Recode, Rotate, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}

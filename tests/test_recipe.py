@@ -23,6 +23,7 @@ from alula.techniques import (
     QuantizeDynamic,
     QuantizeWeights,
     Recode,
+    Rotate,
     Sparsify,
 )
 from alula.testing.conformance import relative_error
@@ -37,6 +38,7 @@ RANGES = st.one_of(
 )
 TECHNIQUES = st.one_of(
     st.just(FoldBatchNorm()),
+    st.builds(Rotate, heads=st.booleans(), seed=st.integers(0, 2**40)),
     st.builds(Float16, compute=st.booleans()),
     st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans()),
     st.builds(
@@ -91,8 +93,9 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 10, "Quantize": 11, "Recode": 2}
-    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode)
+    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 10, "Quantize": 11, "Recode": 2,
+             "Rotate": 2}  # fmt: skip
+    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode, Rotate)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
 

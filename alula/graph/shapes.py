@@ -204,6 +204,9 @@ def _inferred(model: ir.Model) -> dict[str, onnx.ValueInfoProto]:
     """What onnx infers of the tensors of the main graph, the values of small constants followed through."""
     bare, _ = without_weights(model)
     message = ir.to_proto(bare)
+    for node in message.graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":  # ONNX Runtime's own, of the same shapes
+            node.op_type = "LayerNormalization"
     try:
         proto = onnx.shape_inference.infer_shapes(message, data_prop=True)
     except Exception as error:  # onnx's C++ raises what it likes

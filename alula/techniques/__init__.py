@@ -11,6 +11,7 @@ from alula.techniques.folding import FoldBatchNorm
 from alula.techniques.prune import Prune
 from alula.techniques.quantize import Quantize
 from alula.techniques.recode import Recode
+from alula.techniques.rotate import Rotate
 from alula.techniques.sparse_storage import StoreSparse
 from alula.techniques.sparsify import Sparsify
 from alula.techniques.technique import Context, Technique
@@ -30,6 +31,7 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeWeights",
     "Recode",
+    "Rotate",
     "Sparsify",
     "StoreSparse",
     "Technique",

@@ -17,6 +17,7 @@ from alula.techniques import (
     QuantizeDynamic,
     QuantizeWeights,
     Recode,
+    Rotate,
     recode,
 )
 from alula.testing.conformance import TargetConformance, TechniqueConformance
@@ -134,6 +135,14 @@ class TestEqualize(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return Equalize()
+
+
+class TestRotate(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return Rotate()
 
 
 class TestPrune(TechniqueConformance):
