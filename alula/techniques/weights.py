@@ -17,6 +17,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
+from alula.numerics.half_quadratic import half_quadratic_range
 from alula.numerics.ranges import channel_mean_squared_error_range
 from alula.settings import check_settings
 from alula.techniques.compensation import moments_of, why_no_moments
@@ -34,8 +35,9 @@ class QuantizeWeights:
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
         by_outputs: that is the error of the layer's outputs on the calibration data, not of its weights.
-        rounding: ``nearest``, or ``gptq``: one column of the layer's matrix after another, those that are still free
+        rounding: ``nearest``; or ``gptq``: one column of the layer's matrix after another, those that are still free
             making up for the error on the calibration data; tables and recurrent layers are rounded to the nearest.
+            Or ``hqq``: to the nearest, in ranges of the least sum of |error|^0.7 of the weights, which needs no data.
         by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read, not in their order.
         damping: of GPTQ: share of the mean of the second moments' diagonal that is added to it.
         smallest: layers with fewer weights stay in float: their scales would eat the gain.
@@ -47,7 +49,7 @@ class QuantizeWeights:
     search: bool = True
     by_outputs: bool = False
     smallest: int = 1024
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "hqq"] = "nearest"
     by_size_of_inputs: bool = True
     damping: float = 0.01
 
@@ -59,6 +61,11 @@ class QuantizeWeights:
             raise RecipeError(f"block must be at least 1, got {self.block}")
         if self.damping < 0:
             raise RecipeError(f"damping must be at least 0, got {self.damping}")
+        if self.rounding == "hqq" and (self.by_outputs or not self.search):
+            raise RecipeError(
+                'rounding="hqq" is itself a search for ranges, by the weights; leave search=True and by_outputs=False, '
+                'or take rounding="nearest"'
+            )
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """Second moments of what the layers read, for GPTQ and errors of outputs; else none."""
@@ -127,9 +134,12 @@ class QuantizeWeights:
         return Rounding(grid, block, ranges, self.rounding == "nearest", self.by_size_of_inputs, self.damping)
 
     def _nearest(self, weight: np.ndarray, grid: Grid, axis: int | None, block: int | None) -> Quantized:
-        low, high = (
-            channel_mean_squared_error_range(weight, grid, axis=axis, block=block) if self.search else (None, None)
-        )
+        low: np.ndarray | None = None
+        high: np.ndarray | None = None
+        if self.rounding == "hqq":
+            low, high = half_quadratic_range(weight, grid, axis=axis, block=block)
+        elif self.search:
+            low, high = channel_mean_squared_error_range(weight, grid, axis=axis, block=block)
         return quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
 
     def _grouping(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int | None, int | None, str | None]:

@@ -87,6 +87,12 @@ class TestQuantizeWeightsInBlocks(TechniqueConformance):
         return QuantizeWeights(bits=4, block=8, symmetric=False, smallest=1)
 
 
+class TestQuantizeWeightsByHalfQuadraticSplitting(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(block=8, symmetric=False, smallest=1, rounding="hqq")
+
+
 class TestFloat16(TechniqueConformance):
     tolerance = 1e-3
 
