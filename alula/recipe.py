@@ -20,6 +20,7 @@ from alula.graph.statistics import AnyRequest, Statistics, collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.settings import check_settings, expect
 from alula.techniques import (
+    ActivationAware,
     Cluster,
     Context,
     Drop,
@@ -39,8 +40,8 @@ from alula.techniques import (
 )
 
 _KINDS = (
-    Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
-    QuantizeWeights, Recode, Sparsify, StoreSparse,
+    ActivationAware, Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize,
+    QuantizeDynamic, QuantizeWeights, Recode, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}

@@ -15,6 +15,7 @@ from alula.graph.statistics import collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
 from alula.techniques import (
+    ActivationAware,
     Context,
     Float16,
     FoldBatchNorm,
@@ -37,6 +38,14 @@ RANGES = st.one_of(
 )
 TECHNIQUES = st.one_of(
     st.just(FoldBatchNorm()),
+    st.builds(
+        ActivationAware,
+        bits=WIDTHS,
+        block=st.none() | st.integers(1, 512),
+        symmetric=st.booleans(),
+        search=st.booleans(),
+        points=st.integers(1, 50),
+    ),
     st.builds(Float16, compute=st.booleans()),
     st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans()),
     st.builds(
@@ -98,8 +107,16 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 9, "Quantize": 11, "Recode": 2}
-    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode)
+    drawn = {
+        "ActivationAware": 5,
+        "Float16": 1,
+        "FoldBatchNorm": 0,
+        "QuantizeDynamic": 2,
+        "QuantizeWeights": 9,
+        "Quantize": 11,
+        "Recode": 2,
+    }
+    kinds = (ActivationAware, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
 

@@ -114,11 +114,10 @@ class QuantizeWeights:
             axis, block, reason = self._grouping(layer, weight.shape)
             if reason:
                 notes.append(Note(layer.name, reason))
-            grid = Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
             if moments is not None:
-                quantized = self._rounding(grid, block).quantized(weight, layer, moments)
+                quantized = self._rounding(block).quantized(weight, layer, moments)
             else:
-                quantized = self._nearest(weight, grid, axis, block)
+                quantized = self._nearest(weight, axis, block)
             if layer.operator == "Gather":
                 if self.bits < 8 and not _packable(layer, quantized):
                     notes.append(
@@ -129,18 +128,32 @@ class QuantizeWeights:
                 put_codes(editor, layer, quantized, index)
         return notes
 
-    def _rounding(self, grid: Grid, block: int | None) -> Rounding:
-        ranges: Ranges = "extremes" if not self.search else "outputs" if self.by_outputs else "weights"
-        return Rounding(grid, block, ranges, self.rounding == "nearest", self.by_size_of_inputs, self.damping)
+    def nearest(self, weight: np.ndarray, layer: Layer) -> Quantized:
+        """A weight of a layer rounded to the nearest, in ranges by itself alone.
 
-    def _nearest(self, weight: np.ndarray, grid: Grid, axis: int | None, block: int | None) -> Quantized:
+        Raises:
+            DataError: it is NaN or infinite.
+        """
+        axis, block, _ = self._grouping(layer, weight.shape)
+        return self._nearest(weight, axis, block)
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
+
+    def _rounding(self, block: int | None) -> Rounding:
+        ranges: Ranges = "extremes" if not self.search else "outputs" if self.by_outputs else "weights"
+        nearest = self.rounding == "nearest"
+        return Rounding(self._grid, block, ranges, nearest, self.by_size_of_inputs, self.damping)
+
+    def _nearest(self, weight: np.ndarray, axis: int | None, block: int | None) -> Quantized:
         low: np.ndarray | None = None
         high: np.ndarray | None = None
         if self.rounding == "hqq":
-            low, high = half_quadratic_range(weight, grid, axis=axis, block=block)
+            low, high = half_quadratic_range(weight, self._grid, axis=axis, block=block)
         elif self.search:
-            low, high = channel_mean_squared_error_range(weight, grid, axis=axis, block=block)
-        return quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
+            low, high = channel_mean_squared_error_range(weight, self._grid, axis=axis, block=block)
+        return quantize_array(weight, self._grid, axis=axis, block=block, minimum=low, maximum=high)
 
     def _grouping(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int | None, int | None, str | None]:
         """Axis and block of the scales of a weight, and a note where blocks were asked for and cannot be."""

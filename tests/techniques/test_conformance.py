@@ -7,6 +7,7 @@ import pytest
 from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import (
+    ActivationAware,
     Cluster,
     Equalize,
     Factorize,
@@ -19,7 +20,14 @@ from alula.techniques import (
     Recode,
     recode,
 )
-from alula.testing.conformance import TargetConformance, TechniqueConformance
+from alula.testing.conformance import (
+    USUAL,
+    TargetConformance,
+    TechniqueConformance,
+    attempt,
+    known_run,
+    relative_error,
+)
 
 
 class TestFoldBatchNorm(TechniqueConformance):
@@ -128,6 +136,22 @@ class TestEqualize(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return Equalize()
+
+
+class TestActivationAware(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return ActivationAware(3, 8)
+
+    def test_the_gentler_it_is_the_less_it_errs(self):
+        """Whatever the bits that it prepares for, the outputs stay."""
+        for bits in (2, 4, 8):
+            for network, build in USUAL.items():
+                feeds, expected = known_run(network)
+                result = attempt(ActivationAware(bits, 8), build(), feeds)
+                assert relative_error(expected, result.run(feeds)) < 1e-5
 
 
 class TestPrune(TechniqueConformance):
