@@ -2,7 +2,7 @@
 
 >>> import alula
 >>> sorted(alula.__all__)[:3]
-['AlulaError', 'Budget', 'Cluster']
+['ActivationAware', 'AlulaError', 'Budget']
 
 Names are loaded when they are first used, so that ``import alula`` costs a device next to nothing.
 """
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from alula.task import Task as Task
     from alula.task import open_task as open_task
     from alula.task import task_from_arrays as task_from_arrays
+    from alula.techniques import ActivationAware as ActivationAware
     from alula.techniques import Cluster as Cluster
     from alula.techniques import Drop as Drop
     from alula.techniques import Equalize as Equalize
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ActivationAware": "techniques",
     "AlulaError": "errors",
     "Budget": "budget",
     "Cluster": "techniques",

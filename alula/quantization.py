@@ -95,7 +95,9 @@ def _recipe(step: Step) -> Recipe:
 def _calibration(model: Model, recipe: Recipe, data: Data | None) -> Statistics | list[Feeds]:
     """What a recipe reads: the data themselves where a step goes from layer to layer."""
     requests, sequential = requests_of(recipe, model), any(step.sequential for step in recipe.steps)
-    name = " ".join(type(step.technique).__name__ for step in recipe.steps if not isinstance(step.technique, _PREPARING))
+    name = " ".join(
+        type(step.technique).__name__ for step in recipe.steps if not isinstance(step.technique, _PREPARING)
+    )
     if data is None:
         if requests or sequential:
             raise DataError(f"{name} needs calibration data; pass data=..., {_without_data(model)}")

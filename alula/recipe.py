@@ -20,6 +20,7 @@ from alula.graph.statistics import AnyRequest, Statistics, collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.settings import check_settings, expect
 from alula.techniques import (
+    ActivationAware,
     Cluster,
     Context,
     Drop,
@@ -41,8 +42,8 @@ from alula.techniques import (
 from alula.techniques.sequence import apply_in_sequence
 
 _KINDS = (
-    Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize, QuantizeDynamic,
-    QuantizeWeights, Recode, Rotate, Sparsify, StoreSparse,
+    ActivationAware, Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize,
+    QuantizeDynamic, QuantizeWeights, Recode, Rotate, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}

@@ -15,6 +15,7 @@ from alula.graph.statistics import collect
 from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
 from alula.techniques import (
+    ActivationAware,
     Context,
     Float16,
     FoldBatchNorm,
@@ -39,8 +40,24 @@ RANGES = st.one_of(
 TECHNIQUES = st.one_of(
     st.just(FoldBatchNorm()),
     st.builds(Rotate, heads=st.booleans(), seed=st.integers(0, 2**40)),
+    st.builds(
+        ActivationAware,
+        bits=WIDTHS,
+        block=st.none() | st.integers(1, 512),
+        symmetric=st.booleans(),
+        search=st.booleans(),
+        points=st.integers(1, 50),
+    ),
     st.builds(Float16, compute=st.booleans()),
     st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans()),
+    st.builds(
+        QuantizeWeights,
+        bits=WIDTHS,
+        block=st.none() | st.integers(1, 512),
+        symmetric=st.booleans(),
+        smallest=st.integers(0, 10_000),
+        rounding=st.just("hqq"),
+    ),
     st.builds(
         QuantizeWeights,
         bits=WIDTHS,
@@ -93,9 +110,17 @@ def test_every_recipe_comes_back_from_json(recipe):
 
 def test_the_strategies_above_know_every_setting():
     """A setting that is added must be added there, too."""
-    drawn = {"Float16": 1, "FoldBatchNorm": 0, "QuantizeDynamic": 2, "QuantizeWeights": 10, "Quantize": 11, "Recode": 2,
-             "Rotate": 2}  # fmt: skip
-    kinds = (Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode, Rotate)
+    drawn = {
+        "ActivationAware": 5,
+        "Float16": 1,
+        "FoldBatchNorm": 0,
+        "QuantizeDynamic": 2,
+        "QuantizeWeights": 10,
+        "Quantize": 11,
+        "Recode": 2,
+        "Rotate": 2,
+    }
+    kinds = (ActivationAware, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode, Rotate)
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
 

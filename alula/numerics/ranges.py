@@ -198,10 +198,11 @@ def channel_mean_squared_error_range(
     low, high = extremes(array, axis=axis, block=block)
     if array.size == 0:
         return low, high
-    rows = _rows(array, axis, block)  # [R, elements]
-    pieces = np.array_split(rows, min(len(rows), -(-rows.size // _SLICE)))
-    limits = np.concatenate([_row_limits(piece, grid, candidates) for piece in pieces])  # [R], of the rows' unit
-    limit = _as_parameter(limits, array.shape, axis, block)
+    rows = rows_of(array, axis, block)  # [R, elements]
+    limits = np.concatenate(
+        [_row_limits(piece, grid, candidates) for piece in in_pieces(rows)]
+    )  # [R], of the rows' unit
+    limit = as_parameter(limits, array.shape, axis, block)
     lower, upper = _bounded(low.astype(np.float64), high.astype(np.float64), limit)
     return lower.astype(np.float32), upper.astype(np.float32)
 
@@ -303,7 +304,12 @@ def _normalised(rows: Array) -> tuple[Floats, Array]:  # [R, n] -> [R, n], [R]
     return (rows / size[:, None]).astype(np.float32), size
 
 
-def _rows(array: Floats, axis: int | None, block: int | None) -> Array:
+def in_pieces(rows: Array) -> list[Array]:
+    """Rows [R, elements] in pieces that stay in the cache while they are worked on; at least one element is there."""
+    return np.array_split(rows, min(len(rows), -(-rows.size // _SLICE)))
+
+
+def rows_of(array: Floats, axis: int | None, block: int | None) -> Array:
     """The elements that share a range, a row each; short blocks are filled with zeros, which cost no error."""
     if axis is None:
         return array.reshape(1, -1)
@@ -314,8 +320,8 @@ def _rows(array: Floats, axis: int | None, block: int | None) -> Array:
     return np.pad(last, [(0, 0)] * (last.ndim - 1) + [(0, missing)]).reshape(-1, block)
 
 
-def _as_parameter(factors: Array, shape: tuple[int, ...], axis: int | None, block: int | None) -> Array:
-    """Factors [R], in the order of `_rows`, in parameter shape."""
+def as_parameter(factors: Array, shape: tuple[int, ...], axis: int | None, block: int | None) -> Array:
+    """Factors [R], in the order of `rows_of`, in parameter shape."""
     wanted = parameter_shape(shape, axis, block)
     if axis is None or block is None:
         return factors.reshape(wanted)

@@ -1,5 +1,6 @@
 """What can be done to a model: one file, one technique, each a frozen dataclass that is its own configuration."""
 
+from alula.techniques.activation_aware import ActivationAware
 from alula.techniques.cluster import Cluster
 from alula.techniques.drop import Drop
 from alula.techniques.dynamic import QuantizeDynamic
@@ -18,6 +19,7 @@ from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
 
 __all__ = [
+    "ActivationAware",
     "Cluster",
     "Context",
     "Drop",

@@ -42,11 +42,12 @@ class Rounding:
 
     def quantized(self, weight: np.ndarray, layer: Layer, moments: np.ndarray) -> Quantized:
         """The weight on the grid; ``moments`` [groups, k, k] are those of what the layer reads."""
-        order = self._columns(layer, moments.shape[-1])
-        moments = moments[:, order[:, None], order]
-        matrices = weight_matrix(weight, layer)[..., order]
+        matrices, order = weight_matrix(weight, layer), self._columns(layer, moments.shape[-1])
+        if order is not None:
+            matrices, moments = matrices[..., order], moments[:, order[:, None], order]
         parts = [self._rounded(*pair) for pair in zip(matrices, moments, strict=True)]
-        codes = from_matrix(np.stack([part.codes for part in parts])[..., np.argsort(order)], layer)
+        rounded = np.stack([part.codes for part in parts])
+        codes = from_matrix(rounded if order is None else rounded[..., np.argsort(order)], layer)
         scale = np.concatenate([part.scale for part in parts])
         zero_point = np.concatenate([part.zero_point for part in parts])
         if self.block is None:
@@ -54,12 +55,11 @@ class Rounding:
         scale, zero_point = (self._laid(one, layer) for one in (scale, zero_point))
         return Quantized(codes, scale, zero_point, layer.input_axes[0], self.block, self.grid)
 
-    def _columns(self, layer: Layer, count: int) -> NDArray[np.intp]:  # -> [k]
-        """The order of columns in which blocks lie in one piece: of a convolution, the places of the kernel in turn."""
-        order = np.arange(count)
+    def _columns(self, layer: Layer, count: int) -> NDArray[np.intp] | None:  # -> [k]
+        """The order of columns in which blocks lie in one piece, the places of a kernel in turn; None: as they are."""
         if self.block is None or layer.operator != "Conv":
-            return order
-        return order.reshape(layer.shape[1], -1).T.ravel()
+            return None
+        return np.arange(count).reshape(layer.shape[1], -1).T.ravel()
 
     def _laid(self, parameter: NDArray[Any], layer: Layer) -> NDArray[Any]:  # [out, blocks]
         """Scales or zero points as the weight lies: [out, blocks], [blocks, out], or [out, blocks, kernel...]."""

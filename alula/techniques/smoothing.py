@@ -23,7 +23,7 @@ def smoothable(placement: Placement, layers: Sequence[Layer], known: Collection[
     Those in ``known`` are quantized already and keep their scale; weights that several layers share stay as they are.
     """
     users = [layer.weight for layer in layers]
-    by_name = {layer.name: layer for layer in layers if _reads_rows(layer) and users.count(layer.weight) == 1}
+    by_name = {layer.name: layer for layer in layers if reads_rows(layer) and users.count(layer.weight) == 1}
     found = {}
     for tensor, readers in placement.readers.items():
         alone = tensor not in placement.everywhere and tensor not in placement.shares and tensor not in known
@@ -32,7 +32,7 @@ def smoothable(placement: Placement, layers: Sequence[Layer], known: Collection[
     return found
 
 
-def _reads_rows(layer: Layer) -> bool:
+def reads_rows(layer: Layer) -> bool:
     """Whether the weight is a plain matrix on the right of the activation."""
     matrix = layer.operator in {"MatMul", "Gemm"} and len(layer.shape) == 2
     return matrix and (layer.operator == "Gemm" or layer.output_axis == 1)

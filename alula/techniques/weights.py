@@ -17,6 +17,7 @@ from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Request, Statistics
 from alula.numerics.grids import Grid, Quantized
 from alula.numerics.grids import quantize as quantize_array
+from alula.numerics.half_quadratic import half_quadratic_range
 from alula.numerics.ranges import channel_mean_squared_error_range
 from alula.settings import check_settings
 from alula.techniques.compensation import moments_of, why_no_moments
@@ -38,8 +39,9 @@ class QuantizeWeights:
         symmetric: the zero point is 0.
         search: find each range by least squared error instead of the extremes.
         by_outputs: that is the error of the layer's outputs on the calibration data, not of its weights.
-        rounding: ``nearest``, or ``gptq``: one column of the layer's matrix after another, those that are still free
+        rounding: ``nearest``; or ``gptq``: one column of the layer's matrix after another, those that are still free
             making up for the error on the calibration data; tables and recurrent layers are rounded to the nearest.
+            Or ``hqq``: to the nearest, in ranges of the least sum of |error|^0.7 of the weights, which needs no data.
         by_size_of_inputs: GPTQ rounds columns by falling mean square of what they read, not in their order.
         damping: of GPTQ: share of the mean of the second moments' diagonal that is added to it.
         smallest: layers with fewer weights stay in float: their scales would eat the gain.
@@ -54,7 +56,7 @@ class QuantizeWeights:
     search: bool = True
     by_outputs: bool = False
     smallest: int = 1024
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "hqq"] = "nearest"
     by_size_of_inputs: bool = True
     damping: float = 0.01
     bias_correction: Literal["data", "normalisations"] | None = None
@@ -67,6 +69,11 @@ class QuantizeWeights:
             raise RecipeError(f"block must be at least 1, got {self.block}")
         if self.damping < 0:
             raise RecipeError(f"damping must be at least 0, got {self.damping}")
+        if self.rounding == "hqq" and (self.by_outputs or not self.search):
+            raise RecipeError(
+                'rounding="hqq" is itself a search for ranges, by the weights; leave search=True and by_outputs=False, '
+                'or take rounding="nearest"'
+            )
 
     def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """Second moments of what the layers read, for GPTQ and errors of outputs; means, to correct biases by."""
@@ -144,11 +151,10 @@ class QuantizeWeights:
             axis, block, reason = self._grouping(layer, weight.shape)
             if reason:
                 notes.append(Note(layer.name, reason))
-            grid = Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
             if moments is not None:
-                quantized = self._rounding(grid, block).quantized(weight, layer, moments)
+                quantized = self._rounding(block).quantized(weight, layer, moments)
             else:
-                quantized = self._nearest(weight, grid, axis, block)
+                quantized = self._nearest(weight, axis, block)
             if self.bias_correction is not None and index == 0:
                 notes += self._correct_bias(editor, layer, quantized.dequantize() - weight, statistics)
             if layer.operator == "Gather":
@@ -161,15 +167,32 @@ class QuantizeWeights:
                 put_codes(editor, layer, quantized, index)
         return notes
 
-    def _rounding(self, grid: Grid, block: int | None) -> Rounding:
-        ranges: Ranges = "extremes" if not self.search else "outputs" if self.by_outputs else "weights"
-        return Rounding(grid, block, ranges, self.rounding == "nearest", self.by_size_of_inputs, self.damping)
+    def nearest(self, weight: np.ndarray, layer: Layer) -> Quantized:
+        """A weight of a layer rounded to the nearest, in ranges by itself alone.
 
-    def _nearest(self, weight: np.ndarray, grid: Grid, axis: int | None, block: int | None) -> Quantized:
-        low, high = (
-            channel_mean_squared_error_range(weight, grid, axis=axis, block=block) if self.search else (None, None)
-        )
-        return quantize_array(weight, grid, axis=axis, block=block, minimum=low, maximum=high)
+        Raises:
+            DataError: it is NaN or infinite.
+        """
+        axis, block, _ = self._grouping(layer, weight.shape)
+        return self._nearest(weight, axis, block)
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(self.bits, signed=True, symmetric=self.symmetric, narrow=self.symmetric and self.bits > 4)
+
+    def _rounding(self, block: int | None) -> Rounding:
+        ranges: Ranges = "extremes" if not self.search else "outputs" if self.by_outputs else "weights"
+        nearest = self.rounding == "nearest"
+        return Rounding(self._grid, block, ranges, nearest, self.by_size_of_inputs, self.damping)
+
+    def _nearest(self, weight: np.ndarray, axis: int | None, block: int | None) -> Quantized:
+        low: np.ndarray | None = None
+        high: np.ndarray | None = None
+        if self.rounding == "hqq":
+            low, high = half_quadratic_range(weight, self._grid, axis=axis, block=block)
+        elif self.search:
+            low, high = channel_mean_squared_error_range(weight, self._grid, axis=axis, block=block)
+        return quantize_array(weight, self._grid, axis=axis, block=block, minimum=low, maximum=high)
 
     def _grouping(self, layer: Layer, shape: tuple[int, ...]) -> tuple[int | None, int | None, str | None]:
         """Axis and block of the scales of a weight, and a note where blocks were asked for and cannot be."""

@@ -7,6 +7,7 @@ import pytest
 from alula.numerics.ranges import MeanSquaredError, Percentile
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import (
+    ActivationAware,
     Cluster,
     Equalize,
     Factorize,
@@ -20,7 +21,14 @@ from alula.techniques import (
     Rotate,
     recode,
 )
-from alula.testing.conformance import TargetConformance, TechniqueConformance
+from alula.testing.conformance import (
+    USUAL,
+    TargetConformance,
+    TechniqueConformance,
+    attempt,
+    known_run,
+    relative_error,
+)
 
 
 class TestFoldBatchNorm(TechniqueConformance):
@@ -100,6 +108,12 @@ class TestQuantizeWeightsInBlocks(TechniqueConformance):
         return QuantizeWeights(bits=4, block=8, symmetric=False, smallest=1)
 
 
+class TestQuantizeWeightsByHalfQuadraticSplitting(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeWeights(block=8, symmetric=False, smallest=1, rounding="hqq")
+
+
 class TestFloat16(TechniqueConformance):
     tolerance = 1e-3
 
@@ -143,6 +157,22 @@ class TestRotate(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return Rotate()
+
+
+class TestActivationAware(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return ActivationAware(3, 8)
+
+    def test_the_gentler_it_is_the_less_it_errs(self):
+        """Whatever the bits that it prepares for, the outputs stay."""
+        for bits in (2, 4, 8):
+            for network, build in USUAL.items():
+                feeds, expected = known_run(network)
+                result = attempt(ActivationAware(bits, 8), build(), feeds)
+                assert relative_error(expected, result.run(feeds)) < 1e-5
 
 
 class TestPrune(TechniqueConformance):

@@ -131,7 +131,7 @@ def test_without_statistics_and_with_impossible_settings_it_is_refused():
     model, _ = made("MatMul")
     with pytest.raises(ModelError, match="MatMul"):
         QuantizeWeights(4, rounding="gptq", smallest=1).apply(model, Context(model.layers()))
-    with pytest.raises(RecipeError, match="'nearest' or 'gptq'"):
+    with pytest.raises(RecipeError, match="'nearest', 'gptq' or 'hqq'"):
         QuantizeWeights(rounding="up")
     with pytest.raises(RecipeError, match="at least 0"):
         QuantizeWeights(rounding="gptq", damping=-0.1)

@@ -10,7 +10,8 @@ import torch
 from alula.errors import DataError, RecipeError
 from alula.graph.running import Runner
 from alula.graph.trainable import trainable
-from alula.numerics.grids import Grid
+from alula.numerics.grids import Grid, quantize
+from alula.numerics.half_quadratic import half_quadratic_range
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques import Context, QuantizeWeights
 from alula.testing.conformance import relative_error, with_weight
@@ -152,6 +153,25 @@ def test_search_errs_less_than_the_extremes():
     assert errors[1] < 0.9 * errors[0], errors
 
 
+@pytest.mark.parametrize("block", [None, 16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_half_quadratic_ranges_are_those_of_the_numerics(symmetric, block):
+    """Layers get the weights that the function on an array gives; so do tables, and no data is asked for."""
+    random, grid = np.random.default_rng(0), Grid(3, symmetric=symmetric)
+    weight, table = random.standard_t(3, (64, 6)).astype(np.float32), random.standard_t(3, (9, 64)).astype(np.float32)
+    text = "net (int64[n] x) => (float[n, 6] y) { r = Gather (table, x) y = MatMul (r, w) }"
+    model = model_from_text(text, {"w": weight, "table": table})
+    result = treat(model, bits=3, block=block, symmetric=symmetric, search=True, rounding="hqq")
+
+    def values(array, axis, block=None):
+        low, high = half_quadratic_range(array, grid, axis=axis, block=block)
+        return quantize(array, grid, axis=axis, block=block, minimum=low, maximum=high).dequantize()
+
+    expected = values(table, 0) @ values(weight, 1 if block is None else 0, block)
+    np.testing.assert_allclose(plain_run(result, {"x": np.arange(9)})["y"], expected, rtol=1e-4, atol=1e-4)
+    assert not QuantizeWeights(rounding="hqq").requests(model, model.layers())
+
+
 def test_what_cannot_be_done_is_said():
     def notes(model, **settings):
         return " / ".join(map(str, treat(model, **settings).notes))
@@ -190,6 +210,12 @@ def test_embeddings_are_never_dequantized_whole():
 def test_broken_weights_are_refused_by_layer():
     with pytest.raises(DataError, match=r"layer 'MatMul_0'.*1 NaN"):
         treat(with_weight(dense_network(), "hidden_weight", lambda w: np.where(w == w.flat[5], np.nan, w)))
+
+
+@pytest.mark.parametrize("settings", [{"by_outputs": True}, {"search": False}])
+def test_half_quadratic_splitting_is_a_search_of_its_own(settings):
+    with pytest.raises(RecipeError, match="itself a search for ranges, by the weights"):
+        QuantizeWeights(rounding="hqq", **settings)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 1}, {"bits": 16}, {"block": 0}])
