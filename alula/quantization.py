@@ -9,23 +9,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from alula.errors import DataError
+from alula.errors import DataError, RecipeError
+from alula.graph.coded import coded
 from alula.graph.feeds import Feeds, feeds_of
+from alula.graph.load import load_model
 from alula.graph.model import Model, Note
 from alula.graph.quantized import quantized_operators
 from alula.graph.remembered import remembered, why_nothing_can_be_made
 from alula.graph.statistics import Statistics, collect
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
 from alula.settings import Patterns, expect
-from alula.techniques import Float16, Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
+from alula.techniques import Float32, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Technique
 from alula.techniques.float32 import in_float32
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
 Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
 
-_PREPARING = (Float32, FoldBatchNorm)
+_QUANTIZING = (Quantize, QuantizeDynamic, QuantizeWeights)
 _log = logging.getLogger(__name__)
 
 
@@ -65,24 +68,51 @@ def quantize(
         DataError: the data does not fit the model, is not finite, or is missing though the technique needs it.
         RecipeError: a pattern matches nothing, or the technique is impossible for the layers.
     """
-    from alula.graph.export import as_model
-
     expect("include", include, Patterns)
     expect("exclude", exclude, Patterns)
-    original = as_model(model, example)
+    original = _entered(model, example)
     chosen = Step(FoldBatchNorm(), tuple(include), tuple(exclude)).layers(original)
     reason = "it was asked for"
     if technique is None:
         technique, reason = _default({layer.operator for layer in chosen}, data)
     recipe = _recipe(Step(technique, tuple(include), tuple(exclude), sequential=sequential))
-    result = apply_recipe(original, recipe, _calibration(original, recipe, data))
+    result = apply_recipe(original, recipe, _calibration(original, recipe, data, type(technique).__name__))
     notes = []
-    if not isinstance(technique, Float16) and not quantized_operators(result.graph.all_nodes()):
+    if isinstance(technique, _QUANTIZING) and not quantized_operators(result.graph.all_nodes()):
         notes.append(Note("quantize", "nothing was quantized: no layer is fit for it, or all chosen ones are kept"))
     notes.append(Note("quantize", f"{type(technique).__name__}, because {reason}"))
     for note in notes:
         _log.info("%s", note)
     return result.edited(result.edit(), notes)
+
+
+def _entered(model: Model | str | Path | torch.nn.Module, example: Any | None) -> Model:
+    """The model; where layers are quantized already, a note names each, and some must be left.
+
+    Raises:
+        RecipeError: all of them are.
+    """
+    from alula.graph.export import as_model
+
+    if isinstance(model, str | Path):
+        original = load_model(model, allow_quantized=True)
+    else:
+        original = as_model(model, example)
+    held = [str(node.name) for node in original.graph if _is_quantized(node)]
+    if held and not original.layers():
+        more = ", ..." if len(held) > 3 else ""
+        raise RecipeError(
+            f"all {len(held)} layers are quantized already ({', '.join(held[:3])}{more}); give the float model"
+        )
+    notes = [Note(name, "left alone: it is quantized already") for name in held]
+    return original.edited(original.edit(), notes) if notes else original
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether a node is a layer whose weight is codes, or that computes with such."""
+    moves = node.op_type.endswith(("QuantizeLinear", "DequantizeLinear"))
+    computes = not moves and bool(quantized_operators([node]))
+    return computes or any(coded(value) is not None for value in node.inputs[1:2])
 
 
 def _recipe(step: Step) -> Recipe:
@@ -92,12 +122,9 @@ def _recipe(step: Step) -> Recipe:
     return Recipe((Step(Float32()), *((step, fold) if reads else (fold, step))))
 
 
-def _calibration(model: Model, recipe: Recipe, data: Data | None) -> Statistics | list[Feeds]:
+def _calibration(model: Model, recipe: Recipe, data: Data | None, name: str) -> Statistics | list[Feeds]:
     """What a recipe reads: the data themselves where a step goes from layer to layer."""
     requests, sequential = requests_of(recipe, model), any(step.sequential for step in recipe.steps)
-    name = " ".join(
-        type(step.technique).__name__ for step in recipe.steps if not isinstance(step.technique, _PREPARING)
-    )
     if data is None:
         if requests or sequential:
             raise DataError(f"{name} needs calibration data; pass data=..., {_without_data(model)}")

@@ -204,10 +204,19 @@ def apply_recipe(
         name = f"step {number}, {type(step.technique).__name__}"
         with at(name):
             layers = step.layers(graph)
-            notes = [] if layers else [Note(name, _NO_LAYERS)]
-            graph = _apply(graph, step, layers, calibration)
-            graph = with_shapes(graph.edited(graph.edit(), notes) if notes else graph)
+            made = _apply(graph, step, layers, calibration)
+            idle = not layers and _is_unchanged(graph, made)
+            graph = with_shapes(made.edited(made.edit(), [Note(name, _NO_LAYERS)]) if idle else made)
     return graph
+
+
+def _is_unchanged(before: Model, after: Model) -> bool:
+    """Whether nodes and weights are the same ones."""
+    nodes, weights = (
+        [[(node.op_type, node.name) for node in one.graph] for one in (before, after)],
+        [{name: id(value.const_value) for name, value in one.graph.initializers.items()} for one in (before, after)],
+    )
+    return nodes[0] == nodes[1] and weights[0] == weights[1]
 
 
 def _apply(model: Model, step: Step, layers: tuple[Layer, ...], calibration: Any) -> Model:

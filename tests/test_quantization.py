@@ -10,7 +10,7 @@ import pytest
 from alula.errors import AlulaError, DataError, ModelError, RecipeError
 from alula.graph.feeds import ROWS, feeds_of
 from alula.quantization import quantize
-from alula.techniques import Float16, Quantize
+from alula.techniques import Equalize, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode
 from alula.testing.conformance import relative_error
 from alula.testing.models import (
     attention_network,
@@ -209,3 +209,56 @@ def test_a_graph_that_gives_nan_on_calibration_data_is_refused():
     model = model_from_text(text, {"w": np.eye(4, dtype=np.float32)})
     with pytest.raises(DataError, match=r"output 'y' holds NaN"):
         quantize(model, -np.ones((4, 4), np.float32), technique=Quantize())
+
+
+def test_layers_that_are_quantized_already_are_left_alone_by_name(tmp_path):
+    model = dense_network()
+    first, *_, last = model.layers()
+    half = quantize(model, technique=QuantizeWeights(bits=8, smallest=1), exclude=[last.name])
+    whole = quantize(half.save(tmp_path / "half.onnx"), technique=QuantizeWeights(bits=4, smallest=1))
+    assert f"{first.name}: left alone: it is quantized already" in list(map(str, whole.notes))
+    assert not whole.layers()
+    with pytest.raises(RecipeError, match=rf"all \d+ layers are quantized already \({first.name}"):
+        quantize(whole, technique=QuantizeWeights(bits=4, smallest=1))
+    dynamic = quantize(model)
+    with pytest.raises(RecipeError, match="are quantized already"):
+        quantize(dynamic)
+
+
+@pytest.mark.parametrize("technique", [Recode("nf4"), FoldBatchNorm(), Equalize()], ids=str)
+def test_what_was_done_is_not_called_nothing(technique):
+    notes = list(map(str, quantize(convolution_network(), technique=technique).notes))
+    assert not any("nothing was quantized" in note for note in notes), notes
+
+
+def test_what_calibration_never_excited_is_told():
+    result = quantize(dense_network(), np.zeros((40, 16), np.float32))
+    assert any("calibration showed a single value of it" in str(note) for note in result.notes)
+    assert not any("single value" in str(note) for note in quantize(convolution_network(), images()).notes)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e37])
+@pytest.mark.parametrize("technique", [QuantizeWeights(8, smallest=1), Recode("ternary"), Recode("nf4")], ids=str)
+def test_weights_beyond_what_scales_can_be_stay(size, technique):
+    weight = np.random.default_rng(0).uniform(0.5, 1, (64, 48)).astype(np.float32) * np.float32(size)
+    model = model_from_text("g (float[n, 64] x) => (float[n, 48] y) { y = MatMul (x, w) }", {"w": weight})
+    result = quantize(model, technique=technique)
+    assert len(result.layers()) == 1
+    assert any("stays in float: its weights" in str(note) for note in result.notes)
+
+
+def test_bits_that_nothing_runs_are_told():
+    for technique, words in (
+        (QuantizeWeights(3, smallest=1), "codes of 3 bits are stored in 4"),
+        (QuantizeWeights(6, smallest=1), "codes of 6 bits are stored in 8"),
+        (QuantizeDynamic(weight_bits=4), "weights of 4 bits are stored and multiplied in 8"),
+    ):
+        assert any(words in str(note) for note in quantize(dense_network(), technique=technique).notes)
+    simulated = quantize(convolution_network(), images(), technique=Quantize(weight_bits=4, activation_bits=4))
+    assert any("are simulated" in str(note) for note in simulated.notes)
+
+
+def test_double_weights_are_told_what_helps():
+    model = model_from_text("g (double[n, 8] x) => (double[n, 4] y) { y = MatMul (x, w) }", {"w": np.ones((8, 4))})
+    notes = quantize(model, technique=QuantizeWeights(8, smallest=1)).notes
+    assert any("export the network in float32" in str(note) for note in notes)

@@ -69,7 +69,7 @@ def gptq(
         DataError: weights or moments are not finite, do not fit each other, or the damped moments are not positive.
         RecipeError: the block, the span or the damping is impossible.
     """
-    if (block is not None and block < 1) or span < 1 or damping < 0:
+    if (block is not None and block < 1) or span < 1 or not 0 <= damping < np.inf:
         raise RecipeError(f"block and span must be at least 1 and damping at least 0, got {block}, {span}, {damping}")
     matrix: Floats = finite_float32(weights).astype(np.float64)
     _check_moments(matrix.shape, moments)

@@ -11,7 +11,9 @@ from alula.graph.editing import Editor
 from alula.numerics.grids import bias_scale
 
 
-def put_bias(editor: Editor, node: ir.Node, name: str, bias: np.ndarray, factors: tuple[ArrayLike, ArrayLike]) -> None:
+def put_bias(
+    editor: Editor, node: ir.Node, name: str, bias: np.ndarray, factors: tuple[ArrayLike, ArrayLike] | None
+) -> None:
     """Give a Conv or Gemm this bias: as codes where they are exact enough, else as float32.
 
     Args:
@@ -20,8 +22,12 @@ def put_bias(editor: Editor, node: ir.Node, name: str, bias: np.ndarray, factors
         name: what the initializers are called after.
         bias: float, one number per channel as a rule.
         factors: scales of the input, (), and of the weight, () or [channels]: their product is the grid of the sums.
+            None: nothing is summed in integers, and the bias stays float32.
     """
     take_bias(editor, node)
+    if factors is None:
+        node.replace_input_with(2, editor.constant(name, bias.astype(np.float32)))
+        return
     scale = bias_scale(*factors)
     wanted = np.asarray(factors[0], np.float64) * np.asarray(factors[1], np.float64)
     exact = np.allclose(scale, wanted, rtol=1e-6, atol=0)  # else runtimes would flush it, or it overflows

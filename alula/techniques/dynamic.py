@@ -67,6 +67,9 @@ class QuantizeDynamic:
                 f"dynamic quantization knows MatMul and Gemm in float32; none of the {len(context.layers)} layers is "
                 "one" + (f" ({reasons})" if reasons else "")
             )
+        if self.weight_bits < 8:
+            text = f"weights of {self.weight_bits} bits are stored and multiplied in 8: neither smaller nor faster"
+            notes.append(Note("QuantizeDynamic", text))
         return model.edited(editor.model, notes)
 
     def _quantize_layer(self, editor: Editor, layer: Layer, ranges: dict[str, ir.Node]) -> None:

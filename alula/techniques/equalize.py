@@ -59,7 +59,7 @@ class Equalize:
                 moved = max(moved, float(np.abs(np.log(factors)).max(initial=0.0)))
             if moved < SETTLED:
                 break
-        notes = [Note(pair.first.name, f"equalized with {pair.second.name}: channels differed up to {before:.3g} times")
+        notes = [Note(pair.first.name, f"equalized with {pair.second.name}: channels differed by up to {before:.3g}x")
                  for pair, before in zip(pairs, spread, strict=True)]  # fmt: skip
         return model.edited(editor.model, notes)
 

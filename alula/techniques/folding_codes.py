@@ -14,7 +14,7 @@ import onnx_ir as ir
 from alula.graph.coded import Coded, coded
 from alula.graph.editing import Editor
 from alula.numerics.folding import fold_batch_norm
-from alula.techniques.biases import bias_of, put_bias, take_bias
+from alula.techniques.biases import bias_of, put_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,18 @@ def _put_shift(editor: Editor, node: ir.Node, weight: Coded, shift: np.ndarray, 
     name = f"{str(node.inputs[1].name).removesuffix('.weight')}.bias"  # type: ignore[union-attr]
     read = node.inputs[0].producer() if node.inputs[0] is not None else None
     source = read.inputs[1] if read is not None and read.op_type == "DequantizeLinear" else None
-    if weight.block or source is None or not source.is_initializer() or editor.array(str(source.name)).size > 1:
-        take_bias(editor, node)
-        node.replace_input_with(2, editor.constant(name, shift))
-        return
-    put_bias(editor, node, name, shift, (editor.array(str(source.name)), steps))
+    steady = source is not None and source.is_initializer() and editor.array(str(source.name)).size == 1
+    if weight.block or not steady or _is_narrow(editor, weight, read):
+        put_bias(editor, node, name, shift, None)
+    else:
+        put_bias(editor, node, name, shift, (editor.array(str(source.name)), steps))  # type: ignore[union-attr]
+
+
+def _is_narrow(editor: Editor, weight: Coded, read: ir.Node | None) -> bool:
+    """Whether weights or activations have so few bits that nothing sums in integers: a bias needs a finer grid."""
+    made = None if read is None or read.inputs[0] is None else read.inputs[0].producer()
+    clipped = made is not None and made.op_type == "Clip"
+    return clipped or editor.array(weight.codes).dtype.name in {"int4", "uint4"}
 
 
 def _turned(editor: Editor, weight: Coded, factors: np.ndarray, axis: int) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,11 +23,15 @@ from alula.techniques.mean_shift import channel_axis, takes_bias
 from alula.techniques.pairs import Parameters, insert_pair, parameters_of, source_of
 from alula.techniques.placement import STATIC, Placement, place
 from alula.techniques.smoothing import Readers, factors_for, scale_rows, smoothable, smoothed_range
-from alula.techniques.technique import Context, other_type
+from alula.techniques.technique import Context, other_type, out_of_range
 from alula.techniques.weights import put_codes
 
 _BIAS_LIMIT = 2.0**30  # codes of a bias are int32; half of its range leaves room for the sum it starts
 _LARGEST_SCALE = 1e36  # times the largest code is still a float32
+_UNEXCITED = (
+    "calibration showed a single value of it, so that its codes can hold no other: on data that differ the outputs are "
+    "wrong; calibrate on data that excite it, or exclude the layers that read it"
+)
 _NORMAL = float(np.finfo(np.float32).tiny)  # runtimes flush smaller scales to 0
 
 
@@ -38,7 +42,8 @@ class Quantize:
     Attributes:
         weight_bits: 2 to 8; symmetric codes around 0, per output channel if ``per_channel``.
         activation_bits: 2 to 8, or 16; one scale per tensor. Fewer than 8 are simulated, by clipped codes of 8 bits.
-        activation_signed: int8 instead of uint8. On x86 the pair uint8 x int8 runs up to 4x as fast.
+        activation_signed: int8 instead of uint8. On x86 the pair uint8 x int8 runs up to 4x as fast; and ONNX Runtime
+            1.32 does not open graphs of opset 21 in which int8 codes pass a Slice: its optimiser mistypes a node.
         activation_symmetric: the zero point is the middle code.
         range: how the range of an activation is found: MinMax, Percentile, MeanSquaredError or Entropy.
         per_channel: a scale per output channel of a weight, otherwise one for all.
@@ -115,14 +120,28 @@ class Quantize:
                 pair = scales[placement.root(tensor)]
                 insert_pair(editor, tensor, pair, placement, factors=factors.get(tensor), bits=self.activation_bits)
         notes = [Note(layer.name, f"stays in float: {reason}") for layer, reason in obstacles.items()]
-        if self.per_channel:
-            notes += [Note(layer.name, "one scale for all matrices: no kernel takes more") for layer in layers
-                      if _is_stack(layer)]  # fmt: skip
-        return model.edited(_current(editor.model), notes)
+        roots = sorted({placement.root(tensor) for tensor in placement.readers} - set(known))
+        seen = {root: context.statistics[root] for root in roots}
+        notes += [Note(tensor, _UNEXCITED) for tensor, one in seen.items() if one.minimum == one.maximum]
+        return model.edited(_current(editor.model), [*notes, *self._bounds(layers)])
+
+    def _bounds(self, layers: Sequence[Layer]) -> Iterator[Note]:
+        """What no runtime does with what was asked for."""
+        if min(self.weight_bits, self.activation_bits) < 7:
+            text = f"weights of {self.weight_bits} bits and activations of {self.activation_bits} are simulated"
+            yield Note("Quantize", f"{text}: kernels compute with 8 bits or in float, no faster than with 8")
+        for layer in layers:
+            if self.per_channel and _is_stack(layer):
+                yield Note(layer.name, "one scale for all matrices: no kernel takes more")
 
     def _place(self, model: Model, layers: Sequence[Layer]) -> Placement:
         outputs = self.outputs and self.activation_bits >= 8  # no kernel computes with fewer
         return place(model, layers, products=self.products, outputs=outputs)
+
+    @property
+    def _sums_in_integers(self) -> bool:
+        """Whether kernels do: with fewer bits a step of the sums is so large that a bias has to stay float."""
+        return self.activation_bits >= 8 and self.weight_bits > 4
 
     @property
     def _activation_grid(self) -> Grid:
@@ -172,7 +191,8 @@ class Quantize:
         put_codes(editor, layer, quantized)
         if bias is not None:
             base = layer.bias or f"{layer.weight.removesuffix('.weight')}.bias"
-            put_bias(editor, node, base, bias, (input_scale, quantized.scale))
+            factors = (input_scale, quantized.scale) if self._sums_in_integers else None
+            put_bias(editor, node, base, bias, factors)
 
     def _quantize_weight(
         self, weight: np.ndarray, layer: Layer, bias: np.ndarray | None, input_scale: Floats
@@ -201,7 +221,7 @@ def _obstacle(model: Model, layer: Layer) -> str | None:
         return f"no integer kernel computes {layer.operator} statically"
     if layer.input in model.graph.initializers:
         return "its input is a constant"
-    return other_type(model.graph, layer)
+    return other_type(model.graph, layer) or out_of_range(model.weight(layer.weight))
 
 
 def _is_stack(layer: Layer) -> bool:

@@ -31,7 +31,7 @@ from alula.numerics.formats import (
 )
 from alula.numerics.grids import parameter_shape
 from alula.settings import check_settings
-from alula.techniques.technique import Context, other_readers, other_type
+from alula.techniques.technique import Context, other_readers, other_type, out_of_range
 
 Format: TypeAlias = Literal["float8_e4m3", "float8_e5m2", "float4_e2m1", "mxfp8", "mxfp4", "nf4", "ternary"]
 
@@ -109,7 +109,11 @@ class Recode:
     def _obstacle(self, model: Model, layer: Layer, layers: Sequence[Layer]) -> str | None:
         """Why a layer is not stored otherwise, or None."""
         shared = (other_readers(model.graph, layers, name) for name in layer.weights)
-        reason = other_type(model.graph, layer) or next((f"of its weight, {one}" for one in shared if one), None)
+        reason = other_type(model.graph, layer) or next(
+            (f"its weight cannot change: {one}" for one in shared if one), None
+        )
+        beyond = (out_of_range(model.weight(name)) for name in layer.weights)
+        reason = reason or next((one for one in beyond if one), None)
         if reason is None:
             weights = {name: model.weight(name).shape for name in layer.weights}
             now = _FLOAT_BYTES * sum(map(prod, weights.values()))

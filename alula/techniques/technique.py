@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,9 @@ from alula.errors import ModelError
 from alula.graph.layers import Layer
 from alula.graph.model import Model
 from alula.graph.statistics import AnyRequest, Statistics
+
+_LEAST: Final = 256 * float(np.finfo(np.float32).tiny)
+_MOST: Final = 1e36
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,18 @@ def other_type(graph: ir.Graph, layer: Layer) -> str | None:
     dtype = graph.initializers[layer.weight].dtype
     if dtype in {None, ir.DataType.FLOAT}:
         return None
-    return f"its weights are {dtype.name.lower()}, only float32 is taken; apply Float32 before"
+    fix = "apply Float32 before" if dtype == ir.DataType.FLOAT16 else "export the network in float32"
+    return f"its weights are {dtype.name.lower()}, only float32 is taken; {fix}"
+
+
+def out_of_range(weight: np.ndarray) -> str | None:
+    """Why scales of a weight would be no ordinary float32 numbers, which runtimes flush to 0 or overflow; or None."""
+    largest = float(np.abs(weight).max(initial=0.0))
+    if 0 < largest < _LEAST:
+        return f"its weights are {largest:.3g} at most, and runtimes take scales as small as theirs for 0"
+    if np.isfinite(largest) and largest > _MOST:
+        return f"its weights reach {largest:.3g}, and codes times their scales would overflow"
+    return None
 
 
 def other_readers(graph: ir.Graph, layers: Iterable[Layer], name: str) -> str | None:

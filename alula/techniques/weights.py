@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from alula.settings import check_settings
 from alula.techniques.compensation import moments_of, why_no_moments
 from alula.techniques.mean_shift import channel_axis, correct_bias, normalised_means, seen_means, why_uncorrected
 from alula.techniques.rounding import Ranges, Rounding, unknown_inputs
-from alula.techniques.technique import Context, other_readers, other_type
+from alula.techniques.technique import Context, other_readers, other_type, out_of_range
 
 _UNTOLD = "it does not read straight from a batch normalisation, with constants and no more than Relu or Clip between"
 
@@ -67,8 +68,10 @@ class QuantizeWeights:
             raise RecipeError(f"bits must be 2 to 8, got {self.bits}")
         if self.block is not None and self.block < 1:
             raise RecipeError(f"block must be at least 1, got {self.block}")
-        if self.damping < 0:
-            raise RecipeError(f"damping must be at least 0, got {self.damping}")
+        if not 0 <= self.damping < math.inf:
+            raise RecipeError(f"damping must be at least 0 and finite, got {self.damping}")
+        if self.smallest < 0:
+            raise RecipeError(f"smallest must be at least 0, got {self.smallest}")
         if self.rounding == "hqq" and (self.by_outputs or not self.search):
             raise RecipeError(
                 'rounding="hqq" is itself a search for ranges, by the weights; leave search=True and by_outputs=False, '
@@ -110,6 +113,12 @@ class QuantizeWeights:
                     weighs = self._weighs(model, layer, context.layers)
                     moments = moments_of(context.statistics, layer) if weighs else None
                     notes += self._quantize_layer(editor, layer, moments, context.statistics)
+        held = 4 if self.bits <= 4 else 8
+        if held > self.bits and context.layers:
+            text = (
+                f"codes of {self.bits} bits are stored in {held}, the fewest that runtimes read: no smaller than {held}"
+            )
+            notes.append(Note("QuantizeWeights", text))
         editor.model.ir_version = max(editor.model.ir_version, 10)
         return model.edited(editor.model, notes)
 
@@ -119,9 +128,9 @@ class QuantizeWeights:
         if size < self.smallest:
             return f"only {size} weights"
         shared = (other_readers(model.graph, layers, name) for name in layer.weights)
-        return other_type(model.graph, layer) or next(
-            (f"its weight cannot change: {reason}" for reason in shared if reason), None
-        )
+        found = next((f"its weight cannot change: {reason}" for reason in shared if reason), None)
+        beyond = (out_of_range(model.weight(name)) for name in layer.weights)
+        return other_type(model.graph, layer) or found or next((reason for reason in beyond if reason), None)
 
     def _why_uncorrected(self, editor: Editor, layer: Layer) -> str | None:
         """Why a layer's bias is not corrected, or None."""

@@ -164,12 +164,12 @@ class _Finder:
         """A layer, with what quantizes its inputs and the activation function behind it, as a part."""
         node = self._nodes[layer.name]
         behind = [node, *_behind(node)]
-        known = [number for number, one in enumerate(behind) if str(one.outputs[0].name) in self._floats]
+        known = [number for number, one in enumerate(behind) if str(_given(one).name) in self._floats]
         if not known:
             return Note(layer.name, "its rounding stays: the float graph does not compute what it gives")
         behind = behind[: known[-1] + 1]
         pairs = [one for value in node.inputs if value is not None for one in _pair(value)]
-        return self._part(layer.name, [*pairs, *behind], behind[-1].outputs[0], [layer])
+        return self._part(layer.name, [*pairs, *behind], _given(behind[-1]), [layer])
 
     def _part(self, name: str, nodes: Sequence[ir.Node], output: ir.Value, layers: Sequence[Layer]) -> Part:
         weights = {str(one.node.name): weight for layer in layers for weight, one in self._coded(layer).items()}
@@ -203,7 +203,7 @@ def _between(graph: ir.Graph, start: ir.Value, end: ir.Value) -> list[ir.Node]:
 
 def _behind(node: ir.Node) -> Iterator[ir.Node]:
     """Bias and activation function that alone read what a layer gives."""
-    value = node.outputs[0]
+    value = _given(node)
     while len(uses := value.uses()) == 1 and not value.is_graph_output():
         node = next(iter(uses)).node
         others = [one for one in node.inputs if one is not None and one is not value]
@@ -211,6 +211,11 @@ def _behind(node: ir.Node) -> Iterator[ir.Node]:
             return
         yield node
         value = node.outputs[0]
+
+
+def _given(node: ir.Node) -> ir.Value:
+    """What a node gives; of a recurrent layer the first of its outputs that is there."""
+    return next(value for value in node.outputs if value.name)
 
 
 def _pair(value: ir.Value) -> list[ir.Node]:

@@ -85,7 +85,7 @@ class Reconstruction:
             ("learning_rate", "above 0 and finite", 0 < self.learning_rate < math.inf),
             ("regularisation", "at least 0 and finite", 0 <= self.regularisation < math.inf),
             ("warm_up", "at least 0 and below 1", 0 <= self.warm_up < 1),
-            ("betas", "finite numbers of at least 1", all(1 <= beta < math.inf for beta in self.betas)),
+            ("betas", "finite, falling, and at least 1", math.inf > self.betas[0] >= self.betas[-1] >= 1),
             ("drop", "at least 0 and at most 1", 0 <= self.drop <= 1),
             ("scale_rate", "at least 0 and below 1", 0 <= self.scale_rate < 1),
             ("seed", "from 0 to 2^32 - 1", 0 <= self.seed < 2**32),

@@ -138,6 +138,8 @@ def test_small_and_empty_matrices(shape: tuple[int, int]) -> None:
     ({"block": 0}, RecipeError, "at least 1"),
     ({"span": 0}, RecipeError, "at least 1"),
     ({"damping": -1.0}, RecipeError, "at least 0"),
+    ({"damping": np.nan}, RecipeError, "at least 0"),
+    ({"damping": np.inf}, RecipeError, "at least 0"),
 ])  # fmt: skip
 def test_what_is_impossible_is_refused(change: dict, error: type[Exception], message: str) -> None:
     arguments = {"weights": np.ones((2, 3), np.float32), "moments": np.eye(3), "grid": Grid(4), **change}

@@ -49,3 +49,24 @@ def test_labels_of_small_types_name_all_their_classes() -> None:
     torch.testing.assert_close(
         CrossEntropy()({"y": logits}, {}, labels_tensor(small)), CrossEntropy()({"y": logits}, {}, wide)
     )
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_normalisations_fold_into_what_was_trained_and_nothing_is_rounded_anew(bits: int) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1, bias=False), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 10),
+    )  # fmt: skip
+    for tensor in (network[1].bias, network[1].running_mean):
+        torch.nn.init.normal_(tensor)
+    images = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    model = alula.export_module(network.eval(), torch.from_numpy(images[:2]))
+    technique = Quantize(weight_bits=bits, activation_bits=bits, bias_correction=False)
+    small = alula.apply_recipe(model, alula.Recipe((alula.Step(technique),)), images)
+    trained = alula.finetune(small, images, np.arange(32) % 10, training=QUICK)
+    folded = alula.apply_recipe(trained, alula.Recipe((alula.Step(alula.FoldBatchNorm()),)))
+    assert "BatchNormalization" not in {node.op_type for node in folded.graph}
+    assert not any("did nothing" in str(note) for note in folded.notes)
+    before, after = (next(iter(one.run({one.inputs[0].name: images}).values())) for one in (trained, folded))
+    assert np.abs(after - before).max() <= (2e-3 if bits == 8 else 1e-5) * np.abs(before).max()

@@ -135,6 +135,23 @@ def test_weights_of_a_recurrent_layer():
     assert any(": error" in line for line in told(learned, quantized))
 
 
+def test_a_recurrent_layer_of_which_only_the_last_state_is_read():
+    draw = np.random.default_rng(0)
+    shapes = {"w": (1, 32, 12), "r": (1, 32, 8), "v": (8, 7)}
+    weights = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    model = model_from_text(
+        """net (float[5, n, 12] x) => (float[n, 7] y) {
+            unread, last = LSTM <hidden_size = 8> (x, w, r)
+            state = Squeeze (last, axis)
+            y = MatMul (state, v) }""",
+        {**weights, "axis": np.array([0])},
+    )
+    feeds = [{"x": draw.normal(size=(5, 4, 12)).astype(np.float32)} for _ in range(4)]
+    quantized = alula.quantize(model, feeds, technique=alula.QuantizeWeights(bits=3, smallest=1))
+    learned = alula.reconstruct(quantized, model, feeds, settings=SHORT)
+    assert sum(": rounding learned: error" in line for line in told(learned, quantized)) == 2
+
+
 def test_what_was_trained_is_what_is_written_and_what_notes_tell():
     model, data = folded(), images()
     quantized = alula.quantize(model, data, technique=alula.Quantize(weight_bits=3, activation_bits=4))
