@@ -94,10 +94,8 @@ def _entered(model: Model | str | Path | torch.nn.Module, example: Any | None) -
     """
     from alula.graph.export import as_model
 
-    if isinstance(model, str | Path):
-        original = load_model(model, allow_quantized=True)
-    else:
-        original = as_model(model, example)
+    known = load_model(model, allow_quantized=True) if isinstance(model, str | Path) else model
+    original = as_model(known, example)
     held = [str(node.name) for node in original.graph if _is_quantized(node)]
     if held and not original.layers():
         more = ", ..." if len(held) > 3 else ""

@@ -35,6 +35,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 PEER: Final = Path(os.environ.get("ALULA_PRUNING_PEER", ".venv-pruning/bin/python"))
 WORK: Final = Path("out/benchmarks/resnet_pruning")
 HEALING: Final = Mix(((1.0, SoftLabels(temperature=4.0)), (0.5, CrossEntropy())))
+LIMITS: Final = {"2.1x": (1.7, 0.3), "3.5x": (2.5, 1.5)}  # of each case: least times faster, most points lost
 log = logging.getLogger("benchmarks.resnet_pruning")
 
 
@@ -205,15 +206,25 @@ def means(rows: dict[str, dict[str, Any]]) -> list[str]:
     cases: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
         cases.setdefault(name.rpartition(" seed ")[0], []).append(row)
-    lines = ["| case | seeds | MACs | latency | drop |", "|---|---|---|---|---|"]
+    lines = ["| case | seeds | MACs | latency | drop | limits: latency, drop |", "|---|---|---|---|---|---|"]
     for name, found in cases.items():
         macs, latency = mean_of([row["macs"] for row in found]), mean_of([row["latency"]["value"] for row in found])
         drop = mean_of([100 * row["drop"] for row in found])
         interval = "" if drop.half is None else f" ± {drop.half:.2f}"
         lines.append(
-            f"| {name} | {len(found)} | {macs.value:.2f}x | {latency.value:.2f}x | {drop.value:.2f}{interval} |"
+            f"| {name} | {len(found)} | {macs.value:.2f}x | {latency.value:.2f}x | {drop.value:.2f}{interval} | "
+            f"{_verdict(name, latency.value, drop.value)} |"
         )
     return lines
+
+
+def _verdict(case: str, latency: float, drop: float) -> str:
+    """What a case was to reach, and whether it did; empty where nothing was set."""
+    if case not in LIMITS:
+        return ""
+    least, most = LIMITS[case]
+    words = ["reached" if holds else "missed" for holds in (latency >= least, drop <= most)]
+    return f"{least}x {words[0]}, {most} {words[1]}"
 
 
 if __name__ == "__main__":
