@@ -38,6 +38,8 @@ from alula.techniques.technique import Context, other_type
 Method = Literal["auto", "svd", "whitened", "tucker", "cp"]
 Measure = Literal["energy", "share", "rank", "parameters", "macs"]
 _BUDGETS: Final = ("parameters", "macs")
+_FLOAT_BYTES: Final = 4
+_LAYER_BYTES: Final = 130  # what one more layer takes in the file, with its names
 _ROUNDING: Final = 1e-12  # of shares of energy, and of savings
 
 
@@ -164,7 +166,8 @@ class Factorize:
         for layer, cost in whole.items():
             ranked = self.ladder(model, layer, statistics)
             size = math.prod(layer.shape)
-            gains = (ranked.parameters < size) & ((ranked.macs < size) | (layer.operator == "Gather"))
+            worth = (size - ranked.parameters) * _FLOAT_BYTES >= max(1, ranked.ranks.shape[1] * _LAYER_BYTES)
+            gains = worth & ((ranked.macs < size) | (layer.operator == "Gather"))
             share = (ranked.parameters if self.by == "parameters" else ranked.macs)[gains] / size
             rising = np.argsort(-share, kind="stable")  # of savings
             options.append(ranked.ranks[gains][rising])
@@ -212,7 +215,10 @@ def _refusal(layer: Layer, chain: Chain, ranks: Ranks | None, kept: float) -> st
         return f"no rank that makes it smaller keeps {kept:.1%} of its energy"
     size, rows = math.prod(layer.shape), np.array([ranks])
     slower = layer.operator != "Gather" and chain.macs(rows)[0] >= size
-    return _figures(layer, chain, ranks) if chain.parameters(rows)[0] >= size or slower else None
+    saved = size - int(chain.parameters(rows)[0])
+    if saved > 0 and not slower and saved * _FLOAT_BYTES < (added := len(ranks) * _LAYER_BYTES):
+        return f"it saves {saved * _FLOAT_BYTES:,} bytes of weights, and the layers that come take about {added:,} more"
+    return _figures(layer, chain, ranks) if saved <= 0 or slower else None
 
 
 def _figures(layer: Layer, chain: Chain, ranks: Ranks | None) -> str:

@@ -9,6 +9,7 @@ from alula.errors import DataError, ModelError, RecipeError
 from alula.graph.cost import measure_cost
 from alula.graph.statistics import MomentRequest, collect
 from alula.graph.trainable import restored, trainable
+from alula.recipe import Recipe, Step, apply_recipe
 from alula.targets import OnnxRuntime, OpenVino
 from alula.techniques.factorize import Factorize
 from alula.techniques.technique import Context
@@ -248,3 +249,14 @@ def test_broken_weights_are_refused_by_layer():
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         Factorize(**settings)
+
+
+def test_a_layer_whose_file_would_grow_stays_with_the_figure():
+    draw = np.random.default_rng(0).standard_normal
+    model = model_from_text(
+        "g (float[b, 4] x) => (float[b, 3] y) { h = MatMul (x, w) r = Relu (h) y = MatMul (r, o) }",
+        {"w": draw((4, 8)).astype(np.float32), "o": draw((8, 3)).astype(np.float32)},
+    )
+    made = apply_recipe(model, Recipe((Step(Factorize(0.5, multiple=1)),)))
+    assert made.size_bytes <= model.size_bytes
+    assert sum("bytes of weights, and the layers that come take about" in str(note) for note in made.notes) > 0
