@@ -13,7 +13,7 @@ Gather      0
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def measure_cost(
     constant = computed_from_constants(model.graph)
     names = {layer.name for layer in model.layers()}
     others = [node for node in model.graph if node.name not in names and node not in constant]
-    decoded = [node for node in others if any(v is not None and v.producer() in constant for v in node.inputs[:2])]
+    decoded = [node for node in others if any(_is_constant(value, constant) for value in node.inputs[:2])]
     floats = [
         value.const_value
         for value in model.graph.initializers.values()
@@ -148,6 +148,10 @@ def _layer_macs(model: Model, layer: Layer, shapes: Mapping[str, Shape | None]) 
     if made is None:
         return None
     return math.prod(made) * math.prod(layer.shape[axis] for axis in layer.input_axes)
+
+
+def _is_constant(value: ir.Value | None, computed: Collection[ir.Node]) -> bool:
+    return value is not None and (value.is_initializer() or value.producer() in computed)
 
 
 def _sum_macs(nodes: Sequence[ir.Node], shapes: Mapping[str, Shape | None]) -> int:

@@ -84,17 +84,18 @@ def substitute(model: Model, pieces: Mapping[str, Model]) -> Model:
         found |= {value: outputs[str(value.name)] for value in node.outputs if value.name in outputs}
         notes += piece.notes
     editor.graph.outputs.extend(found.get(value) or copier.constant(value) for value in model.graph.outputs)
-    editor.model.ir_version = max([editor.model.ir_version, *(piece.edit().ir_version for piece in pieces.values())])
+    editor.model.ir_version = max([model.ir_version, *(piece.ir_version for piece in pieces.values())])
     return model.edited(editor.model, notes)
 
 
 def _blank(model: Model, inputs: Iterable[ir.Value]) -> tuple[Editor, dict[ir.Value, ir.Value]]:
     """A graph of inputs alone, and what stands for each."""
-    whole = model.edit()
     known = {value: _typed(ir.Value(name=value.name, type=value.type, shape=value.shape)) for value in inputs}
-    graph = ir.Graph(list(known.values()), [], nodes=[], opset_imports=dict(whole.opset_imports), name=whole.graph.name)
-    blank = ir.Model(graph, ir_version=whole.ir_version, producer_name=whole.producer_name)
-    blank.metadata_props.update(whole.metadata_props)
+    graph = ir.Graph(
+        list(known.values()), [], nodes=[], opset_imports=dict(model.graph.opset_imports), name=model.graph.name
+    )
+    blank = ir.Model(graph, ir_version=model.ir_version)
+    blank.metadata_props.update(model.metadata)
     return Editor(blank), known
 
 

@@ -99,6 +99,11 @@ class Model:
         return int(self._ir.opset_imports[""])
 
     @property
+    def ir_version(self) -> int:
+        """Version of the ONNX format."""
+        return int(self._ir.ir_version)
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The model's metadata properties."""
         return self._ir.metadata_props

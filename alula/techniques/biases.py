@@ -7,13 +7,11 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from alula.graph.coded import coded
-from alula.graph.editing import Editor
+from alula.graph.editing import Editor, like, set_input
 from alula.numerics.grids import bias_scale
 
 
-def put_bias(
-    editor: Editor, node: ir.Node, name: str, bias: np.ndarray, factors: tuple[ArrayLike, ArrayLike] | None
-) -> None:
+def put_bias(editor: Editor, node: ir.Node, name: str, bias: np.ndarray, factors: tuple[ArrayLike, ArrayLike]) -> None:
     """Give a Conv or Gemm this bias: as codes where they are exact enough, else as float32.
 
     Args:
@@ -22,12 +20,8 @@ def put_bias(
         name: what the initializers are called after.
         bias: float, one number per channel as a rule.
         factors: scales of the input, (), and of the weight, () or [channels]: their product is the grid of the sums.
-            None: nothing is summed in integers, and the bias stays float32.
     """
     take_bias(editor, node)
-    if factors is None:
-        node.replace_input_with(2, editor.constant(name, bias.astype(np.float32)))
-        return
     scale = bias_scale(*factors)
     wanted = np.asarray(factors[0], np.float64) * np.asarray(factors[1], np.float64)
     exact = np.allclose(scale, wanted, rtol=1e-6, atol=0)  # else runtimes would flush it, or it overflows
@@ -39,6 +33,35 @@ def put_bias(
     inputs = [editor.constant(f"{name}.codes", codes), editor.constant(f"{name}.scale", scale)]
     dequantized = editor.insert("DequantizeLinear", inputs, f"{name}.dequantized", before=node, attributes={"axis": 0})
     node.replace_input_with(2, dequantized.outputs[0])
+
+
+def add_bias(editor: Editor, node: ir.Node, name: str, bias: np.ndarray) -> None:
+    """Let an Add behind a Conv or Gemm bring the bias, in float32; what the layer gave keeps its name.
+
+    ONNX Runtime rounds a float bias of a layer of codes to the grid of the sums, which is wide where codes have few
+    bits; it leaves an Add alone.
+    """
+    take_bias(editor, node)
+    value = node.outputs[0]
+    given, spatial = str(value.name), len(value.shape or ()) - 2 if node.op_type == "Conv" else 0
+    whole = bias.astype(np.float32) * np.float32(node.attributes.get_float("beta", 1.0))
+    addend = editor.constant(name, whole.reshape(*whole.shape, *(1,) * max(spatial, 0)))
+    made = editor.insert("Add", [value, addend], f"{given}.biased", after=node).outputs[0]
+    like(made, value)
+    value.replace_all_uses_with(made, replace_graph_outputs=True)
+    set_input(made.producer(), made, value)  # type: ignore[arg-type]
+    editor.rename(value, f"{given}.unbiased")
+    editor.rename(made, given)
+
+
+def addend_of(node: ir.Node) -> ir.Value | None:
+    """The constant that an Add right behind a layer brings it as its bias (:func:`add_bias`), or None."""
+    uses = node.outputs[0].uses()
+    behind = next(iter(uses)).node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+    if behind is None or behind.op_type != "Add" or (len(node.inputs) > 2 and node.inputs[2] is not None):
+        return None
+    constants = [value for value in behind.inputs if value is not None and value.is_initializer()]
+    return constants[0] if len(constants) == 1 and len(constants[0].uses()) == 1 else None
 
 
 def bias_of(editor: Editor, node: ir.Node) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from alula.graph.coded import Coded, coded
 from alula.graph.editing import Editor
 from alula.numerics.folding import fold_batch_norm
-from alula.techniques.biases import bias_of, put_bias
+from alula.techniques.biases import add_bias, addend_of, bias_of, put_bias, take_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,10 @@ class Normalisation:
 
 def codes_before(normalisation: ir.Node) -> tuple[ir.Node, Coded] | None:
     """The Conv or Gemm right before a normalisation and its weight, where that is held as codes."""
-    source = normalisation.inputs[0]
-    node = None if source is None else source.producer()
+    node = _producer(normalisation.inputs[0])
+    if node is not None and node.op_type == "Add":
+        layers = (one for one in map(_producer, node.inputs) if one is not None)
+        node = next((one for one in layers if addend_of(one) is not None), None)
     weight = None if node is None or node.op_type not in {"Conv", "Gemm"} else coded(node.inputs[1])
     return None if node is None or weight is None else (node, weight)
 
@@ -63,7 +65,8 @@ def fold_into_codes(editor: Editor, node: ir.Node, weight: Coded, by: Normalisat
     axis, channels = _output_axis(node), by.scale.size
     steps = editor.array(weight.scale)
     steps = np.broadcast_to(steps.ravel(), channels) if steps.size == 1 else steps
-    bias = bias_of(editor, node)
+    addend = addend_of(node)
+    bias = bias_of(editor, node) if addend is None else editor.array(str(addend.name))
     bias = None if bias is None else np.broadcast_to(bias.ravel(), channels)
     folded, shift = fold_batch_norm(steps, bias, scale=by.scale, offset=by.offset, mean=by.mean, variance=by.variance,
                                     epsilon=by.epsilon, output_axis=axis if steps.ndim > 1 else 0)  # fmt: skip
@@ -77,7 +80,15 @@ def fold_into_codes(editor: Editor, node: ir.Node, weight: Coded, by: Normalisat
         editor.replace_constant(weight.zero_point, np.broadcast_to(zero, folded.shape).copy())
     if not weight.block:
         weight.node.attributes["axis"] = ir.AttrInt64("axis", axis)
-    _put_shift(editor, node, weight, shift.astype(np.float32), scale)
+    if addend is None:
+        _put_shift(editor, node, weight, shift.astype(np.float32), scale)
+    else:
+        shape = [-1, *(1 for _ in editor.array(str(addend.name)).shape[1:])]
+        editor.replace_constant(str(addend.name), shift.astype(np.float32).reshape(shape))
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
 
 
 def _put_shift(editor: Editor, node: ir.Node, weight: Coded, shift: np.ndarray, steps: np.ndarray) -> None:
@@ -86,8 +97,11 @@ def _put_shift(editor: Editor, node: ir.Node, weight: Coded, shift: np.ndarray, 
     read = node.inputs[0].producer() if node.inputs[0] is not None else None
     source = read.inputs[1] if read is not None and read.op_type == "DequantizeLinear" else None
     steady = source is not None and source.is_initializer() and editor.array(str(source.name)).size == 1
-    if weight.block or not steady or _is_narrow(editor, weight, read):
-        put_bias(editor, node, name, shift, None)
+    if _is_narrow(editor, weight, read):
+        add_bias(editor, node, name, shift)
+    elif weight.block or not steady:
+        take_bias(editor, node)
+        node.replace_input_with(2, editor.constant(name, shift))
     else:
         put_bias(editor, node, name, shift, (editor.array(str(source.name)), steps))  # type: ignore[union-attr]
 

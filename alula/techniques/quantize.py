@@ -18,7 +18,7 @@ from alula.numerics.grids import Floats, Grid, Quantized, codes_from, finite_flo
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
 from alula.settings import check_settings
-from alula.techniques.biases import alpha_of, put_bias
+from alula.techniques.biases import add_bias, alpha_of, put_bias
 from alula.techniques.mean_shift import channel_axis, takes_bias
 from alula.techniques.pairs import Parameters, insert_pair, parameters_of, source_of
 from alula.techniques.placement import STATIC, Placement, place
@@ -191,8 +191,10 @@ class Quantize:
         put_codes(editor, layer, quantized)
         if bias is not None:
             base = layer.bias or f"{layer.weight.removesuffix('.weight')}.bias"
-            factors = (input_scale, quantized.scale) if self._sums_in_integers else None
-            put_bias(editor, node, base, bias, factors)
+            if self._sums_in_integers:
+                put_bias(editor, node, base, bias, (input_scale, quantized.scale))
+            else:
+                add_bias(editor, node, base, bias)
 
     def _quantize_weight(
         self, weight: np.ndarray, layer: Layer, bias: np.ndarray | None, input_scale: Floats

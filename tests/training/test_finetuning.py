@@ -131,7 +131,7 @@ def test_the_loss_fits_the_labels(ending: nn.Module, labels: np.ndarray, loss: o
 
 def test_labels_that_are_no_numbers_or_all_left_out_are_refused() -> None:
     model, inputs = alula.export_module(Ending(nn.Identity()), torch.zeros(2, 4)), np.zeros((4, 4), np.float32)
-    with pytest.raises(DataError, match="labels must be numbers, got spam"):
+    with pytest.raises(DataError, match="labels must be numbers, got 'spam'"):
         alula.finetune(model, inputs, ["spam", "ham", "ham", "spam"], training=QUICK)
     with pytest.raises(DataError, match="every label is -100"):
         alula.finetune(model, inputs, np.full(4, -100), training=QUICK)

@@ -106,7 +106,8 @@ def test_plain_grouped_and_dense_layers_get_better(granularity, activations):
     model, data = folded(), images()
     technique = alula.Quantize(weight_bits=3, activation_bits=activations) if activations else None
     quantized = alula.quantize(model, data, technique=technique) if technique else weights_only(model, data)
-    learned = alula.reconstruct(quantized, model, data, settings=replace(SHORT, granularity=granularity))
+    settings = replace(SHORT, steps=200 if activations else 30, granularity=granularity)
+    learned = alula.reconstruct(quantized, model, data, settings=settings)
     assert error(learned, model, data) < error(quantized, model, data)
     assert len(told(learned, quantized)) == 4
     for name, made in codes(learned).items():
