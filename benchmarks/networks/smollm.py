@@ -31,7 +31,7 @@ from benchmarks.networks.cifar import data_folder
 LENGTH: Final = 512  # tokens of a window
 HEAD: Final = "model.lm_head"  # the table, which is the head too
 TRAINING: Final = alula.Training(
-    epochs=1.0, batch_size=2, learning_rate=1e-4, weight_decay=0.0, precision="float32", clip=1.0, schedule="linear"
+    epochs=0.5, batch_size=2, learning_rate=1e-4, weight_decay=0.0, precision="float32", clip=1.0, schedule="linear"
 )
 log = logging.getLogger("benchmarks.networks.smollm")
 
