@@ -10,6 +10,7 @@ Needs, in the environment of alula: ``pip install --no-deps -r benchmarks/peers/
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -62,7 +63,11 @@ def published() -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = checkpoint()
-    network = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    coded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    config = copy.deepcopy(coded.config)
+    del config.quantization_config  # its library writes no network that came from codes
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network.load_state_dict(coded.state_dict())
     return network, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
