@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
+from alula.numerics.grids import dequantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,11 @@ class Coded:
         return int(self.node.attributes.get_int("block_size", 0))
 
     def values(self, editor: Editor) -> np.ndarray:
-        """The real numbers, float32; of one scale, or of one per slice of the axis."""
-        codes, scale = editor.array(self.codes).astype(np.float32), editor.array(self.scale)
-        offset = np.float32(0) if self.zero_point is None else editor.array(self.zero_point).astype(np.float32)
-        shape = [-1 if index == self.axis % max(codes.ndim, 1) else 1 for index in range(codes.ndim)]
-        step, zero = (np.reshape(one, shape if np.ndim(one) else ()) for one in (scale, offset))
-        values: np.ndarray = (codes - zero) * step
-        return values
+        """The real numbers, float32."""
+        codes, scale = editor.array(self.codes), editor.array(self.scale)
+        zero_point = np.zeros_like(scale) if self.zero_point is None else editor.array(self.zero_point)
+        axis = self.axis if scale.ndim else None
+        return dequantize(codes, scale, zero_point, axis=axis, block=self.block or None)
 
 
 def coded(value: ir.Value | None) -> Coded | None:

@@ -23,6 +23,7 @@ from alula.graph.matrices import matrix_shape
 if TYPE_CHECKING:
     from alula.graph.layers import Layer
 
+TOGETHER: Final = 2  # times as many rows as columns are multiplied at once
 CHUNK_VALUES: Final = 2**23  # of rows that are unfolded at a time, 64 MiB
 
 
@@ -122,7 +123,8 @@ def _square(rows: np.ndarray) -> np.ndarray:  # [rows, k] -> [k, k]
     """The sum of x x^T in float64, of a product in float32; powers of two keep squares from over- and underflowing."""
     exponent = int(np.frexp(max(rows.max(initial=0), -rows.min(initial=0)))[1])
     scaled = np.ldexp(rows.astype(np.float32, copy=False), -exponent)
-    return np.ldexp((scaled.T @ scaled).astype(np.float64), 2 * exponent)
+    product = scaled.T @ scaled
+    return np.asarray(np.multiply(product, 4.0**exponent, dtype=np.float64))
 
 
 class MomentSum:
@@ -131,16 +133,25 @@ class MomentSum:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._sum = np.zeros((reading.groups, reading.columns, reading.columns))
-        self._rows = 0
+        self._rows, self._waiting = 0, list[np.ndarray]()
 
     def add(self, array: np.ndarray) -> None:
         """Add what one run showed of the tensor, which is finite."""
         if array.size == 0:
             return
         for rows in self._reading.rows(array):
+            self._waiting.append(rows)
+            if sum(one.shape[1] for one in self._waiting) >= TOGETHER * self._reading.columns:
+                self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Add what waited: rows together, since adding k^2 numbers costs as much as multiplying some rows."""
+        if self._waiting:
+            rows = np.concatenate(self._waiting, axis=1)
             for index, group in enumerate(rows):
                 self._sum[index] += _square(group)
             self._rows += rows.shape[1]
+            self._waiting = []
 
     def freeze(self) -> SecondMoments:
         """The mean.
@@ -148,6 +159,7 @@ class MomentSum:
         Raises:
             DataError: there was no row.
         """
+        self._add_waiting()
         if self._rows == 0:
             raise DataError(
                 f"calibration never produced a value of tensor {self._reading.tensor!r}; give more examples"

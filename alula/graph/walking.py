@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alula.errors import DataError, ModelError
+from alula.graph.coded import coded
 from alula.graph.cutting import copy_out
+from alula.graph.editing import Editor
+from alula.graph.model import Model
 from alula.graph.running import Runner
 from alula.graph.slices import slice_back
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
     from alula.graph.feeds import Feeds
     from alula.graph.layers import Layer
-    from alula.graph.model import Model
 
 
 class Walk:
@@ -52,7 +54,7 @@ class Walk:
 
     def replace(self, layer: Layer, piece: Model) -> None:
         """Let another graph stand for a layer, from here on."""
-        self._waiting.append(piece)
+        self._waiting.append(_decoded(piece))
         self._done.add(self._nodes[layer.name])
         self._known |= {spec.name for spec in piece.outputs}
 
@@ -93,3 +95,15 @@ class Walk:
     def _is_read(self, value: ir.Value) -> bool:
         """Whether what has not been computed yet reads a tensor."""
         return any(use.node not in self._done for use in value.uses())
+
+
+def _decoded(piece: Model) -> Model:
+    """A piece with the numbers that its codes stand for as weights: a runtime would decode them at each run."""
+    editor = Editor(piece.edit())
+    for node in list(editor.graph):
+        held = coded(node.outputs[0])
+        if held is not None:
+            number = editor.constant(f"{node.outputs[0].name}.decoded", held.values(editor))
+            node.outputs[0].replace_all_uses_with(number)
+            editor.remove(node)
+    return Model(editor.model)

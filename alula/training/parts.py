@@ -15,7 +15,6 @@ from alula.graph.coded import Coded, coded
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
-from alula.numerics.grids import dequantize
 
 Granularity: TypeAlias = Literal["layer", "block"]
 
@@ -146,7 +145,7 @@ class _Finder:
         weight = self._original.weight(name).astype(np.float64)
         if weight.shape != self._editor.array(held.codes).shape:
             return False
-        error = _real_values(self._editor, held).astype(np.float64) - weight
+        error = held.values(self._editor).astype(np.float64) - weight
         return bool(np.square(error).sum() <= _FARTHEST * np.square(weight).sum())
 
     def block(self, block: Block, layers: Sequence[Layer]) -> Part | None:
@@ -176,14 +175,6 @@ class _Finder:
         inputs = tuple(str(value.name) for value in _inputs(nodes))
         names = tuple(layer.name for layer in layers)
         return Part(name, inputs, str(output.name), weights, tuple(_own_scales(nodes)), names)
-
-
-def _real_values(editor: Editor, held: Coded) -> np.ndarray:
-    """The float32 numbers that codes stand for."""
-    codes, scale = editor.array(held.codes), editor.array(held.scale)
-    zero_point = np.zeros_like(scale) if held.zero_point is None else editor.array(held.zero_point)
-    axis = held.axis if scale.ndim else None
-    return dequantize(codes, scale, zero_point, axis=axis, block=held.block or None)
 
 
 def _between(graph: ir.Graph, start: ir.Value, end: ir.Value) -> list[ir.Node]:

@@ -66,7 +66,7 @@ def published() -> tuple[Any, Any]:
     coded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     config = copy.deepcopy(coded.config)
     del config.quantization_config  # its library writes no network that came from codes
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     network.load_state_dict(coded.state_dict())
     return network, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
