@@ -140,7 +140,7 @@ class MomentSum:
         if array.size == 0:
             return
         for rows in self._reading.rows(array):
-            self._waiting.append(rows)
+            self._waiting.append(rows.copy())  # whoever gave them may write into them again
             if sum(one.shape[1] for one in self._waiting) >= TOGETHER * self._reading.columns:
                 self._add_waiting()
 

@@ -161,3 +161,19 @@ def test_squares_neither_over_nor_underflow(size):
     seen = collect(model, [{model.inputs[0].name: x}], [MomentRequest(layer.name)]).moments(layer.name)
     wide = x.astype(np.float64)
     np.testing.assert_allclose(seen.matrix[0] / size**2, wide.T @ wide / 8 / size**2, rtol=1e-5, atol=1e-6)
+
+
+def test_feeds_may_be_written_over_between_calls():
+    model = dense_network()
+    name, request = model.inputs[0].name, MomentRequest(model.layers()[0].name)
+    batches = [np.full((3, 16), number, np.float32) for number in (1, 2, 3)]
+
+    def reusing():
+        buffer = np.empty((3, 16), np.float32)
+        for batch in batches:
+            buffer[:] = batch
+            yield {name: buffer}
+
+    found, expected = (collect(model, feeds, [request]).moments(request.layer).matrix
+                       for feeds in (reusing(), [{name: batch} for batch in batches]))  # fmt: skip
+    np.testing.assert_array_equal(found, expected)
