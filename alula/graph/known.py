@@ -23,7 +23,7 @@ def filling_in_zeros(graph: ir.Graph) -> frozenset[ir.Node]:
     constant = computed_from_constants(graph)
     found: set[ir.Node] = set()
     for node in graph:
-        if node in constant and (node.op_type == "Trilu" or any(_producer(value) in found for value in node.inputs)):
+        if node in constant and (node.op_type == "Trilu" or any(producer_of(value) in found for value in node.inputs)):
             found.add(node)
     for node in reversed(graph):
         if node in constant and any(use.node in found for value in node.outputs for use in value.uses()):
@@ -31,5 +31,6 @@ def filling_in_zeros(graph: ir.Graph) -> frozenset[ir.Node]:
     return frozenset(found)
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
+def producer_of(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes a tensor; None for inputs, initializers, and where there is no tensor."""
     return None if value is None else value.producer()

@@ -46,10 +46,11 @@ def add_bias(editor: Editor, node: ir.Node, name: str, bias: np.ndarray) -> None
     given, spatial = str(value.name), len(value.shape or ()) - 2 if node.op_type == "Conv" else 0
     whole = bias.astype(np.float32) * np.float32(node.attributes.get_float("beta", 1.0))
     addend = editor.constant(name, whole.reshape(*whole.shape, *(1,) * max(spatial, 0)))
-    made = editor.insert("Add", [value, addend], f"{given}.biased", after=node).outputs[0]
+    behind = editor.insert("Add", [value, addend], f"{given}.biased", after=node)
+    made = behind.outputs[0]
     like(made, value)
     value.replace_all_uses_with(made, replace_graph_outputs=True)
-    set_input(made.producer(), made, value)  # type: ignore[arg-type]
+    set_input(behind, made, value)
     editor.rename(value, f"{given}.unbiased")
     editor.rename(made, given)
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from alula.graph.coded import Coded, coded
 from alula.graph.editing import Editor
+from alula.graph.known import producer_of
 from alula.numerics.folding import fold_batch_norm
 from alula.techniques.biases import add_bias, addend_of, bias_of, put_bias, take_bias
 
@@ -30,9 +31,9 @@ class Normalisation:
 
 def codes_before(normalisation: ir.Node) -> tuple[ir.Node, Coded] | None:
     """The Conv or Gemm right before a normalisation and its weight, where that is held as codes."""
-    node = _producer(normalisation.inputs[0])
+    node = producer_of(normalisation.inputs[0])
     if node is not None and node.op_type == "Add":
-        layers = (one for one in map(_producer, node.inputs) if one is not None)
+        layers = (one for one in map(producer_of, node.inputs) if one is not None)
         node = next((one for one in layers if addend_of(one) is not None), None)
     weight = None if node is None or node.op_type not in {"Conv", "Gemm"} else coded(node.inputs[1])
     return None if node is None or weight is None else (node, weight)
@@ -87,14 +88,10 @@ def fold_into_codes(editor: Editor, node: ir.Node, weight: Coded, by: Normalisat
         editor.replace_constant(str(addend.name), shift.astype(np.float32).reshape(shape))
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
-
-
 def _put_shift(editor: Editor, node: ir.Node, weight: Coded, shift: np.ndarray, steps: np.ndarray) -> None:
     """The bias: on the grid of the sums where there is one."""
     name = f"{str(node.inputs[1].name).removesuffix('.weight')}.bias"  # type: ignore[union-attr]
-    read = node.inputs[0].producer() if node.inputs[0] is not None else None
+    read = producer_of(node.inputs[0])
     source = read.inputs[1] if read is not None and read.op_type == "DequantizeLinear" else None
     steady = source is not None and source.is_initializer() and editor.array(str(source.name)).size == 1
     if _is_narrow(editor, weight, read):
@@ -108,7 +105,7 @@ def _put_shift(editor: Editor, node: ir.Node, weight: Coded, shift: np.ndarray, 
 
 def _is_narrow(editor: Editor, weight: Coded, read: ir.Node | None) -> bool:
     """Whether weights or activations have so few bits that nothing sums in integers: a bias needs a finer grid."""
-    made = None if read is None or read.inputs[0] is None else read.inputs[0].producer()
+    made = None if read is None else producer_of(read.inputs[0])
     clipped = made is not None and made.op_type == "Clip"
     return clipped or editor.array(weight.codes).dtype.name in {"int4", "uint4"}
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
+from alula.graph.known import producer_of
 from alula.graph.layers import Layer
 from alula.graph.statistics import Statistics
 from alula.numerics.correction import clipped_normal_mean, expected_error_bias
@@ -70,7 +71,7 @@ def normalised_means(editor: Editor, layer: Layer) -> np.ndarray | None:  # [cha
     """
     node, ends = editor.value(layer.input).producer(), (-math.inf, math.inf)
     if node is not None and node.op_type in {"Relu", "Clip"}:
-        ends, node = _ends(editor, node), _producer(node.inputs[0])
+        ends, node = _ends(editor, node), producer_of(node.inputs[0])
     by = None if node is None else normalisation_of(editor, node)
     if by is None or math.isnan(sum(map(abs, ends))) or ends[0] > ends[1]:
         return None
@@ -98,7 +99,3 @@ def _ends(editor: Editor, node: ir.Node) -> tuple[float, float]:
         for value, free in zip(bounds, (-math.inf, math.inf), strict=True)
     )
     return low, high
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
