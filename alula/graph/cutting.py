@@ -67,21 +67,25 @@ def substitute(model: Model, pieces: Mapping[str, Model]) -> Model:
 
     Args:
         model: the graph, without bodies of If, Loop or Scan.
-        pieces: what stands for a node, by the node's name; tensors of the same name are the same.
+        pieces: what stands for a node, by the node's name; under each name what stands for several, which read the
+            same. Tensors of the same name are the same.
     """
     editor, found = _blank(model, model.graph.inputs)
-    copier, notes = Copier(editor, ""), list[Note]()
+    copier, notes, placed = Copier(editor, ""), list[Note](), set[int]()
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
     for node in model.graph:
         piece = pieces.get(str(node.name))
         if piece is None:
             found = copier.copy([node], found)
             continue
+        if id(piece) in placed:
+            continue
+        placed.add(id(piece))
         named = {str(value.name): value for value in node.inputs if value is not None}
         inner = Copier(editor, "")
         given = {value: found[named[str(value.name)]] for value in piece.graph.inputs}
         made = inner.copy(piece.graph, given)
-        outputs = {str(value.name): made[value] for value in piece.graph.outputs}
-        found |= {value: outputs[str(value.name)] for value in node.outputs if value.name in outputs}
+        found |= {values[str(value.name)]: made[value] for value in piece.graph.outputs}
         notes += piece.notes
     editor.graph.outputs.extend(found.get(value) or copier.constant(value) for value in model.graph.outputs)
     editor.model.ir_version = max([model.ir_version, *(piece.ir_version for piece in pieces.values())])

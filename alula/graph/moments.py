@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alula.graph.layers import Layer
 
 TOGETHER: Final = 2  # times as many rows as columns are multiplied at once
+SAFE_EXPONENT: Final = 40  # the largest number of a row, as a power of two, whose square float32 holds with ease
 CHUNK_VALUES: Final = 2**23  # of rows that are unfolded at a time, 64 MiB
 
 
@@ -120,11 +121,14 @@ def _listed(value: Any) -> Any:
 
 
 def _square(rows: np.ndarray) -> np.ndarray:  # [rows, k] -> [k, k]
-    """The sum of x x^T in float64, of a product in float32; powers of two keep squares from over- and underflowing."""
+    """The sum of x x^T, right of its diagonal alone, of a product in float32."""
+    from scipy.linalg.blas import ssyrk  # half of the work of a product of two matrices
+
     exponent = int(np.frexp(max(rows.max(initial=0), -rows.min(initial=0)))[1])
-    scaled = np.ldexp(rows.astype(np.float32, copy=False), -exponent)
-    product = scaled.T @ scaled
-    return np.asarray(np.multiply(product, 4.0**exponent, dtype=np.float64))
+    near = abs(exponent) <= SAFE_EXPONENT
+    scaled = rows if near else np.ldexp(rows, -exponent)  # squares shall neither over- nor underflow
+    product = ssyrk(1.0, scaled.astype(np.float32, copy=False).T)
+    return np.asarray(product if near else np.multiply(product, 4.0**exponent, dtype=np.float64))
 
 
 class MomentSum:
@@ -164,4 +168,8 @@ class MomentSum:
             raise DataError(
                 f"calibration never produced a value of tensor {self._reading.tensor!r}; give more examples"
             )
-        return SecondMoments(self._sum / self._rows, self._rows)
+        mean = self._sum + self._sum.swapaxes(1, 2)  # the half left of the diagonal is zero until now
+        diagonal = np.arange(self._reading.columns)
+        mean[:, diagonal, diagonal] /= 2
+        mean /= self._rows
+        return SecondMoments(mean, self._rows)

@@ -46,16 +46,17 @@ class Walk:
         self._done: set[ir.Node] = set()
         self._waiting: list[Model] = []
 
-    def piece(self, layer: Layer) -> Model:
-        """A layer alone, as a graph of what it reads and gives."""
-        node = self._nodes[layer.name]
-        read = {value: None for value in node.inputs if value is not None and not value.is_initializer()}
-        return copy_out(self._model, [node], read, [value for value in node.outputs if value.name])
+    def piece(self, layers: Sequence[Layer]) -> Model:
+        """Some layers alone, as a graph of what they read and give; none reads what another gives."""
+        nodes = [self._nodes[layer.name] for layer in layers]
+        read = {value: None for node in nodes for value in node.inputs
+                if value is not None and not value.is_initializer()}  # fmt: skip
+        return copy_out(self._model, nodes, read, [value for node in nodes for value in node.outputs if value.name])
 
-    def replace(self, layer: Layer, piece: Model) -> None:
-        """Let another graph stand for a layer, from here on."""
+    def replace(self, layers: Sequence[Layer], piece: Model) -> None:
+        """Let another graph stand for some layers, from here on."""
         self._waiting.append(_decoded(piece))
-        self._done.add(self._nodes[layer.name])
+        self._done |= {self._nodes[layer.name] for layer in layers}
         self._known |= {spec.name for spec in piece.outputs}
 
     def reach(self, tensor: str) -> Iterator[np.ndarray]:

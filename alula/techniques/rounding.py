@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from alula.graph.layers import Layer
 from alula.graph.matrices import from_matrix, weight_matrix
 from alula.graph.model import Model
 from alula.numerics.gptq import Ends, gptq
-from alula.numerics.grids import Grid, Quantized
+from alula.numerics.grids import Grid, Quantized, finite_float32
 from alula.numerics.ranges import channel_mean_squared_error_range, output_error_range
 from alula.techniques.compensation import why_no_moments
 
@@ -40,20 +41,35 @@ class Rounding:
     by_size_of_inputs: bool
     damping: float
 
-    def quantized(self, weight: np.ndarray, layer: Layer, moments: np.ndarray) -> Quantized:
-        """The weight on the grid; ``moments`` [groups, k, k] are those of what the layer reads."""
-        matrices, order = weight_matrix(weight, layer), self._columns(layer, moments.shape[-1])
+    def quantized(self, weights: Sequence[np.ndarray], layers: Sequence[Layer], moments: np.ndarray) -> list[Quantized]:
+        """The weights of layers on the grid; ``moments`` [groups, k, k] are those of what all of them read.
+
+        Rows of a matrix are rounded each by itself, so that those of several layers are rounded in one go.
+        """
+        matrices = [weight_matrix(finite_float32(weight), layer) for weight, layer in zip(weights, layers, strict=True)]
+        joined, order = (
+            np.concatenate(matrices, axis=1),
+            self._columns(layers[0], moments.shape[-1]),
+        )  # [groups, out, k]
         if order is not None:
-            matrices, moments = matrices[..., order], moments[:, order[:, None], order]
-        parts = [self._rounded(*pair) for pair in zip(matrices, moments, strict=True)]
-        rounded = np.stack([part.codes for part in parts])
-        codes = from_matrix(rounded if order is None else rounded[..., np.argsort(order)], layer)
-        scale = np.concatenate([part.scale for part in parts])
-        zero_point = np.concatenate([part.zero_point for part in parts])
+            joined, moments = joined[..., order], moments[:, order[:, None], order]
+        parts = [self._rounded(*pair) for pair in zip(joined, moments, strict=True)]
+        codes = np.stack([part.codes for part in parts])
+        if order is not None:
+            codes = codes[..., np.argsort(order)]
+        scale, zero_point = (np.stack([getattr(part, name) for part in parts]) for name in ("scale", "zero_point"))
+        ends = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
+        pieces = zip(layers, *(np.split(one, ends, axis=1) for one in (codes, scale, zero_point)), strict=True)
+        return [self._of_layer(*piece) for piece in pieces]
+
+    def _of_layer(self, layer: Layer, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> Quantized:
+        """Codes [groups, out / groups, k] and what belongs to rows [groups, out / groups, ...] as the weight lies."""
+        held = from_matrix(codes, layer)
+        scale, zero_point = (one.reshape(-1, *one.shape[2:]) for one in (scale, zero_point))
         if self.block is None:
-            return Quantized(codes, scale, zero_point, layer.output_axis, None, self.grid)
+            return Quantized(held, scale, zero_point, layer.output_axis, None, self.grid)
         scale, zero_point = (self._laid(one, layer) for one in (scale, zero_point))
-        return Quantized(codes, scale, zero_point, layer.input_axes[0], self.block, self.grid)
+        return Quantized(held, scale, zero_point, layer.input_axes[0], self.block, self.grid)
 
     def _columns(self, layer: Layer, count: int) -> NDArray[np.intp] | None:  # -> [k]
         """The order of columns in which blocks lie in one piece, the places of a kernel in turn; None: as they are."""

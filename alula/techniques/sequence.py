@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from alula.errors import DataError, RecipeError, at
+from alula.errors import DataError, RecipeError
 from alula.graph.cutting import substitute
 from alula.graph.feeds import Feeds
 from alula.graph.layers import Layer
@@ -51,41 +51,41 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     feeds = list(feeds)
     if not feeds:
         raise DataError("calibration data is empty; give at least one example")
-    by_input = _by_input(model, technique, layers)
-    others = tuple(layer for layer in layers if layer not in {one for group in by_input.values() for one in group})
+    groups = _groups(model, technique, layers)
+    others = tuple(layer for layer in layers if layer not in {one for group in groups for one in group})
     if others:
         requests = technique.requests(model, others)
         model = technique.apply(model, Context(others, collect(model, feeds, requests) if requests else Statistics()))
     walk, pieces = Walk(model, feeds), dict[str, Model]()
-    for number, (tensor, group) in enumerate(by_input.items(), 1):
-        moments = _moments(model, walk, tensor, group)
-        for layer in group:
-            with at(f"layer {layer.name!r}"):
-                piece = walk.piece(layer)
-                seen = Statistics(moments={layer.name: moments[layer.name]})
-                pieces[layer.name] = technique.apply(piece, Context(piece.layers(), seen))
-                walk.replace(layer, pieces[layer.name])
-        _log.info("%d of %d: %s", number, len(by_input), ", ".join(layer.name for layer in group))
+    for number, group in enumerate(groups, 1):
+        moments = _moments(model, walk, group)
+        piece = walk.piece(group)
+        rounded = technique.apply(piece, Context(piece.layers(), Statistics(moments=moments)))
+        walk.replace(group, rounded)
+        pieces |= dict.fromkeys((layer.name for layer in group), rounded)
+        _log.info("%d of %d: %s", number, len(groups), ", ".join(layer.name for layer in group))
     return substitute(model, pieces)
 
 
-def _by_input(model: Model, technique: QuantizeWeights, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """Layers whose second moments the technique reads and whose weights are theirs alone, by the tensor they read."""
+def _groups(model: Model, technique: QuantizeWeights, layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers whose second moments are used and whose weights are theirs alone, by the one tensor that they read."""
     wanted = {one.layer for one in technique.requests(model, layers) if isinstance(one, MomentRequest)}
-    found: dict[str, list[Layer]] = {}
+    nodes = {str(node.name): node for node in model.graph}
+    found: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
         alone = all(len(model.graph.initializers[name].uses()) == 1 for name in layer.weights)
         if layer.name in wanted and alone:
-            found.setdefault(layer.input, []).append(layer)
-    return found
+            read = [value for value in nodes[layer.name].inputs if value is not None and not value.is_initializer()]
+            found.setdefault((layer.input, "" if len(read) == 1 else layer.name), []).append(layer)
+    return list(found.values())
 
 
-def _moments(model: Model, walk: Walk, tensor: str, group: Sequence[Layer]) -> Mapping[str, SecondMoments]:
+def _moments(model: Model, walk: Walk, group: Sequence[Layer]) -> Mapping[str, SecondMoments]:
     """The second moments of what some layers read of one tensor, by the layer's name."""
     nodes = {str(node.name): node for node in model.graph}
     readings = {layer.name: reading_of(layer, nodes[layer.name]) for layer in group}
     sums = {reading: MomentSum(reading) for reading in readings.values()}
-    for array in walk.reach(tensor):
+    for array in list(walk.reach(group[0].input)):  # all run first: two thread pools would fight for the cores
         for one in sums.values():
             one.add(array)
     frozen = {reading: one.freeze() for reading, one in sums.items()}

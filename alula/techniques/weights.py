@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from alula.graph.editing import Editor, like, set_input
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
 from alula.graph.statistics import AnyRequest, MomentRequest, Request, Statistics
-from alula.numerics.grids import Grid, Quantized
+from alula.numerics.grids import Grid, Quantized, finite_float32
 from alula.numerics.grids import quantize as quantize_array
 from alula.numerics.half_quadratic import half_quadratic_range
 from alula.numerics.ranges import channel_mean_squared_error_range
@@ -104,15 +104,18 @@ class QuantizeWeights:
         """
         editor = Editor(model.edit())
         notes: list[Note] = []
+        treated = []
         for layer in context.layers:
             with at(f"layer {layer.name!r}"):
                 reason = self._obstacle(model, layer, context.layers)
-                if reason:
-                    notes.append(Note(layer.name, f"stays in float: {reason}"))
-                else:
-                    weighs = self._weighs(model, layer, context.layers)
-                    moments = moments_of(context.statistics, layer) if weighs else None
-                    notes += self._quantize_layer(editor, layer, moments, context.statistics)
+            if reason:
+                notes.append(Note(layer.name, f"stays in float: {reason}"))
+            else:
+                treated.append(layer)
+        for group, moments in self._groups(model, context, treated):
+            for layer, rounded in zip(group, self._rounded(editor, group, moments), strict=True):
+                with at(f"layer {layer.name!r}"):
+                    notes += self._quantize_layer(editor, layer, rounded, context.statistics)
         held = 4 if self.bits <= 4 else 8
         if held > self.bits and context.layers:
             text = (
@@ -149,21 +152,46 @@ class QuantizeWeights:
         correct_bias(editor, layer, error, means)
         return []
 
+    def _groups(
+        self, model: Model, context: Context, layers: Sequence[Layer]
+    ) -> Iterator[tuple[list[Layer], np.ndarray | None]]:
+        """Layers by the second moments of what they read, which some share; those that use none, each by itself."""
+        groups: dict[int, tuple[list[Layer], np.ndarray]] = {}
+        for layer in layers:
+            with at(f"layer {layer.name!r}"):
+                if not self._weighs(model, layer, context.layers):
+                    yield [layer], None
+                    continue
+                moments = moments_of(context.statistics, layer)
+            groups.setdefault(id(moments), ([], moments))[0].append(layer)
+        yield from groups.values()
+
+    def _rounded(
+        self, editor: Editor, group: Sequence[Layer], moments: np.ndarray | None
+    ) -> Sequence[Quantized | None]:
+        """The weights of layers that read the same, by its second moments; None where these are not used."""
+        if moments is None:
+            return [None] * len(group)
+        weights = []
+        for layer in group:
+            with at(f"layer {layer.name!r}"):
+                weights.append(finite_float32(editor.array(layer.weight)))
+        _, block, _ = self._grouping(group[0], group[0].shape)
+        with at(f"layer {', '.join(repr(layer.name) for layer in group)}"):
+            return self._rounding(block).quantized(weights, group, moments)
+
     def _quantize_layer(
-        self, editor: Editor, layer: Layer, moments: np.ndarray | None, statistics: Statistics
+        self, editor: Editor, layer: Layer, rounded: Quantized | None, statistics: Statistics
     ) -> list[Note]:
         notes = []
-        if moments is None and (self.rounding == "gptq" or self.by_outputs):
+        if rounded is None and (self.rounding == "gptq" or self.by_outputs):
             notes.append(Note(layer.name, f"by its weights alone, to the nearest: {_why_nearest(layer)}"))
         for index, name in enumerate(layer.weights):
             weight = editor.array(name).astype(np.float32, copy=False)
             axis, block, reason = self._grouping(layer, weight.shape)
             if reason:
                 notes.append(Note(layer.name, reason))
-            if moments is not None:
-                quantized = self._rounding(block).quantized(weight, layer, moments)
-            else:
-                quantized = self._nearest(weight, axis, block)
+            quantized = self._nearest(weight, axis, block) if rounded is None or index else rounded
             if self.bias_correction is not None and index == 0:
                 notes += self._correct_bias(editor, layer, quantized.dequantize() - weight, statistics)
             if layer.operator == "Gather":
