@@ -89,14 +89,18 @@ def measure(
         yield tool, summarise(runs[tool], None if runs[tool][-1].failure else score(tool, arguments.work, text))
 
 
-def run(tool: str, samples: int, work: Path) -> Report:
+def run(tool: str, samples: int, work: Path, bits: int = 4) -> Report:
     """One run of a tool, in a process of its own."""
     folder = work / f"made-{tool}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     model = work / ("model.onnx" if tool == "alula" else "hf")
     order = Order(
-        tool, {"samples": samples}, str(model.resolve()), str((work / "valid.npy").resolve()), MEMORY_LIMIT_BYTES
+        tool,
+        {"samples": samples, "bits": bits},
+        str(model.resolve()),
+        str((work / "valid.npy").resolve()),
+        MEMORY_LIMIT_BYTES,
     )
     write_json(folder / ORDER_FILE, asdict(order))
     python = sys.executable if tool == "alula" else str(ROOT / f".venv-{tool}" / "bin" / "python")

@@ -71,6 +71,8 @@ def gptq(
     """
     if (block is not None and block < 1) or span < 1 or not 0 <= damping < np.inf:
         raise RecipeError(f"block and span must be at least 1 and damping at least 0, got {block}, {span}, {damping}")
+    from scipy.linalg.blas import dgemm
+
     matrix: Floats = finite_float32(weights).astype(np.float64)
     _check_moments(matrix.shape, moments)
     rows, columns = matrix.shape
@@ -95,7 +97,8 @@ def gptq(
             values = free[column] - factor[start:column, column] @ before
             whole[column] = round_to_codes(values.astype(np.float32), step, offset, grid)
             errors[column - start] = (values - (whole[column] - offset) * step) / factor[column, column]
-        free[stop:] -= factor[start:stop, stop:].T @ errors
+        if stop < columns:  # in place: [out, k] is how Fortran sees it
+            dgemm(-1.0, errors.T, factor[start:stop, stop:], 1.0, free[stop:].T, overwrite_c=1)
     codes = stored(whole[np.argsort(order)].T, grid)
     if block is None:
         return Quantized(codes, scale[0], zero_point[0], 0, None, grid)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,9 +72,13 @@ def published() -> tuple[Any, Any]:
     return network, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
-def windows(tokenizer: Any, name: str) -> np.ndarray:
-    """A text of WikiText-2 (``valid``, ``test``) in windows of tokens, [n, LENGTH]; the rest is left out."""
-    text = (data_folder() / f"wikitext2-{name}.txt").read_text(encoding="utf-8")
+def wikitext(name: str) -> str:
+    """A part of WikiText-2: ``valid`` or ``test``."""
+    return (data_folder() / f"wikitext2-{name}.txt").read_text(encoding="utf-8")
+
+
+def windows(tokenizer: Any, text: str) -> np.ndarray:
+    """A text in windows of tokens, [n, LENGTH]; the rest is left out."""
     tokens = np.array(tokenizer(text)["input_ids"], np.int64)
     return tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
@@ -88,7 +93,7 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     network, tokenizer = published()
     for name in ("valid", "test"):
-        np.save(folder / f"{name}.npy", windows(tokenizer, name))
+        np.save(folder / f"{name}.npy", windows(tokenizer, wikitext(name)))
     if not (folder / "first.onnx").is_file():
         alula.export_module(Logits(network), torch.zeros(2, LENGTH, dtype=torch.int64)).save(folder / "first.onnx")
     inputs = np.load(folder / "valid.npy")
@@ -131,47 +136,46 @@ def distance_from_grid(model: Model) -> float:
     return error / size
 
 
-def perplexity(model: Model, tokens: np.ndarray, batch: int = 2) -> float:
+def perplexity(model: Model, tokens: np.ndarray) -> float:
     """The exponential of the mean of -log p(next token), over windows [n, LENGTH]."""
-    losses = [loss for part in _parts(tokens, batch) for loss in _losses(model, part)]
-    return float(np.exp(np.mean(losses)))
+    return float(np.exp(np.mean([loss(row, log_probabilities(model, row)) for row in tokens])))
 
 
-def _parts(tokens: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    return (tokens[start : start + batch] for start in range(0, len(tokens), batch))
+def log_probabilities(model: Model, row: np.ndarray) -> Tensor:
+    """Log p of every word after each token of a window but the last, [LENGTH - 1, words]."""
+    (logits,) = model.run({"input_ids": row[None]}).values()
+    return nn.functional.log_softmax(torch.from_numpy(logits[0, :-1]), -1)
 
 
-def _losses(model: Model, tokens: np.ndarray) -> list[float]:
-    """The mean loss of each window."""
-    (logits,) = (torch.from_numpy(array) for array in model.run({"input_ids": tokens}).values())
-    each = nn.functional.cross_entropy(
-        logits[:, :-1].transpose(1, 2), torch.from_numpy(tokens[:, 1:]), reduction="none"
-    )
-    found: list[float] = each.mean(1).tolist()
-    return found
+def loss(row: np.ndarray, found: Tensor) -> float:
+    """The mean of -log p(next token) over a window."""
+    return float(nn.functional.nll_loss(found, torch.from_numpy(row[1:])))
 
 
 def with_weights(model: Model, folder: Path) -> Model:
     """The graph with the weights that another tool wrote, as float numbers or as GPTQ's packed codes."""
     editor = Editor(model.edit())
     state = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
     for layer in model.layers():
         if layer.operator == "MatMul":
-            editor.replace_constant(layer.weight, _matrix(state, layer.name.removeprefix("model.")))
+            editor.replace_constant(layer.weight, _matrix(state, layer.name.removeprefix("model."), told))
     return model.edited(editor.model)
 
 
-def _matrix(state: dict[str, Tensor], layer: str) -> np.ndarray:  # -> [in, out]
+def _matrix(state: dict[str, Tensor], layer: str, told: Mapping[str, Any]) -> np.ndarray:  # -> [in, out]
     if f"{layer}.weight" in state:
         return np.ascontiguousarray(state[f"{layer}.weight"].float().numpy().T)
-    codes = _unpacked(state[f"{layer}.qweight"], 0)  # [in, out]
-    zeros, scales = _unpacked(state[f"{layer}.qzeros"], 1), state[f"{layer}.scales"].float().numpy()  # [blocks, out]
-    block = state[f"{layer}.g_idx"].numpy()  # [in]
+    bits = int(told["bits"])
+    codes = _unpacked(state[f"{layer}.qweight"].numpy(), bits)  # [in, out]
+    zeros = _unpacked(state[f"{layer}.qzeros"].numpy().T, bits).T  # [blocks, out]
+    zeros = zeros + (told.get("checkpoint_format", "gptq") == "gptq")  # whose first version keeps them less one
+    scales, block = state[f"{layer}.scales"].float().numpy(), state[f"{layer}.g_idx"].numpy()  # [blocks, out], [in]
     return np.asarray((codes - zeros[block]) * scales[block], np.float32)
 
 
-def _unpacked(packed: Tensor, axis: int) -> np.ndarray:
-    """Eight codes of 4 bits from each int32 along an axis, the lowest first."""
-    parts = [(packed.numpy() >> 4 * number) & 15 for number in range(8)]
-    shape = [size * (8 if index == axis else 1) for index, size in enumerate(packed.shape)]
-    return np.stack(parts, axis + 1).reshape(shape)
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:  # int32 [n, out] -> [n * 32 / bits, out]
+    """Codes that stand bit after bit along the first axis, the lowest first."""
+    octets = np.ascontiguousarray(packed.T).view(np.uint8)  # [out, 4 n], as all machines here lay out their numbers
+    single = np.unpackbits(octets, axis=1, bitorder="little").reshape(len(octets), -1, bits)
+    return np.asarray((single << np.arange(bits)).sum(-1).T)

@@ -1,8 +1,8 @@
 """GPTQ of a small language model by one tool, as a child process: ``python -m benchmarks.peers.language FOLDER``.
 
-4 bits, symmetric, blocks of 64 (128 do not divide the 576 inputs of its layers), all layers of the blocks, the head and
-the table in float. Each tool is at what it does by default otherwise. Runs in the tool's own virtual environment. What
-is written is the float weights that the codes stand for, so that one program can score all.
+Symmetric, 4 bits unless the order says otherwise, blocks of 64 (128 do not divide the 576 inputs of its layers), all
+layers of the blocks, the head and the table in float. Each tool is at what it does by default otherwise. Runs in the
+tool's own virtual environment. What is written is the float weights that the codes stand for, or the codes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ HEAD: Final = "lm_head"
 Work = Callable[[Order, np.ndarray, Path], Sequence[Path]]
 
 
+def bits_of(order: Order) -> int:
+    """Bits of a weight."""
+    return int(order.settings.get("bits", BITS))
+
+
 def by_alula(order: Order, tokens: np.ndarray, folder: Path) -> Sequence[Path]:
     """alula: one layer after another."""
     import alula
 
-    technique = alula.QuantizeWeights(bits=BITS, block=BLOCK, search=False, rounding="gptq")
+    technique = alula.QuantizeWeights(bits=bits_of(order), block=BLOCK, search=False, rounding="gptq")
     step = alula.Step(technique, exclude=("Op:Gather",), sequential=True)
     calls = [{"input_ids": row[None]} for row in tokens]
     made = alula.apply_recipe(order.model, alula.Recipe((step,)), calls)
@@ -38,7 +43,7 @@ def by_alula(order: Order, tokens: np.ndarray, folder: Path) -> Sequence[Path]:
 def by_gptqmodel(order: Order, tokens: np.ndarray, folder: Path) -> Sequence[Path]:
     """GPTQModel."""
     gptqmodel: Any = importlib.import_module("gptqmodel")
-    settings = gptqmodel.QuantizeConfig(bits=BITS, group_size=BLOCK, sym=True)
+    settings = gptqmodel.QuantizeConfig(bits=bits_of(order), group_size=BLOCK, sym=True)
     model = gptqmodel.GPTQModel.load(order.model, settings)
     model.quantize([{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens], batch_size=1)
     model.save(str(folder / "made"))
@@ -52,7 +57,7 @@ def by_llmcompressor(order: Order, tokens: np.ndarray, folder: Path) -> Sequence
     datasets: Any = importlib.import_module("datasets")
     transformers: Any = importlib.import_module("transformers")
     network = transformers.AutoModelForCausalLM.from_pretrained(order.model, dtype="float32")
-    weights = {"num_bits": BITS, "type": "int", "symmetric": True, "strategy": "group", "group_size": BLOCK}
+    weights = {"num_bits": bits_of(order), "type": "int", "symmetric": True, "strategy": "group", "group_size": BLOCK}
     recipe = modifiers.GPTQModifier(
         config_groups={"all": {"targets": ["Linear"], "weights": weights}}, ignore=[HEAD], dampening_frac=0.01
     )
