@@ -17,7 +17,7 @@ from alula.graph.layers import Layer, select
 from alula.graph.model import Model, Note
 from alula.graph.shapes import with_shapes
 from alula.graph.statistics import AnyRequest, Statistics, collect
-from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
+from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, OutputError, Percentile
 from alula.settings import check_settings, expect
 from alula.techniques import (
     ActivationAware,
@@ -46,7 +46,7 @@ _KINDS = (
     QuantizeDynamic, QuantizeWeights, Recode, Rotate, Sparsify, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
-_RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, Percentile)}
+_RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, OutputError, Percentile)}
 
 
 _NO_LAYERS = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alula.errors import DataError, ModelError, RecipeError
 from alula.graph.statistics import collect
-from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
+from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, OutputError, Percentile
 from alula.recipe import Recipe, Step, apply_recipe, requests_of, steps_for
 from alula.techniques import (
     ActivationAware,
@@ -35,6 +35,7 @@ RANGES = st.one_of(
     st.just(MinMax()),
     st.builds(Percentile, st.floats(50, 100)),
     st.builds(MeanSquaredError, st.integers(8, 400)),
+    st.builds(OutputError, st.integers(8, 400)),
     st.builds(Entropy, st.integers(2, 9999), st.integers(8, 99)),
 )
 TECHNIQUES = st.one_of(

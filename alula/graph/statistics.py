@@ -20,6 +20,7 @@ from alula.graph.editing import Editor
 from alula.graph.model import Model
 from alula.graph.moments import MomentSum, Reading, SecondMoments, reading_of
 from alula.graph.probes import Probe, add_activity, add_probe, can_probe
+from alula.graph.row_sample import RowSample
 from alula.graph.running import Runner
 from alula.graph.summaries import Reduction, Summary, summarise
 from alula.numerics.histogram import FloatHistogram
@@ -47,6 +48,13 @@ class MomentRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsRequest:
+    """Some rows of what a layer's matrix multiplies (:meth:`Statistics.rows`); ``layer`` is its name."""
+
+    layer: str
+
+
+@dataclass(frozen=True, slots=True)
 class ActivityRequest:
     """How active each channel of a tensor is (:meth:`Statistics.activity`)."""
 
@@ -59,7 +67,7 @@ class GradientRequest:
     """How the outputs depend on the units of every coupling (:meth:`Statistics.sensitivities`)."""
 
 
-AnyRequest: TypeAlias = Request | MomentRequest | ActivityRequest | GradientRequest
+AnyRequest: TypeAlias = Request | MomentRequest | RowsRequest | ActivityRequest | GradientRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,12 +117,13 @@ class Statistics(Mapping[str, TensorStatistics]):
         runs: int = 0,
         *,
         moments: Mapping[str, SecondMoments] | None = None,
+        rows: Mapping[str, np.ndarray] | None = None,
         activities: Mapping[ActivityRequest, Activity] | None = None,
         sensitivities: Mapping[str, Sensitivity] | None = None,
     ) -> None:
         self._tensors = dict(tensors or {})
         self._moments, self._activities = dict(moments or {}), dict(activities or {})
-        self._sensitivities = dict(sensitivities or {})
+        self._sensitivities, self._rows = dict(sensitivities or {}), dict(rows or {})
         self.runs = runs
 
     def __getitem__(self, name: str) -> TensorStatistics:
@@ -138,6 +147,14 @@ class Statistics(Mapping[str, TensorStatistics]):
             ModelError: they were not asked for (:class:`MomentRequest`).
         """
         return _collected(self._moments, layer, f"second moments of layer {layer!r}")
+
+    def rows(self, layer: str) -> np.ndarray:  # -> [groups, rows, k]
+        """Some rows of what a layer's matrix multiplies, evenly spread over all that were seen.
+
+        Raises:
+            ModelError: they were not asked for (:class:`RowsRequest`).
+        """
+        return _collected(self._rows, layer, f"rows of layer {layer!r}")
 
     def activity(self, tensor: str, channel_axis: int) -> Activity:
         """How active each channel of a tensor is.
@@ -164,7 +181,7 @@ class Statistics(Mapping[str, TensorStatistics]):
 
     def __bool__(self) -> bool:
         """Whether anything was collected, of tensors or of other things."""
-        return bool(self._tensors or self._moments or self._activities or self._sensitivities)
+        return any((self._tensors, self._moments, self._rows, self._activities, self._sensitivities))
 
 
 @dataclass(slots=True)
@@ -246,13 +263,15 @@ class Collector:
         requests = tuple(requests)
         self._outputs = [spec.name for spec in model.outputs]
         self._inputs = {spec.name for spec in model.inputs}
-        self._readings = _readings(model, _of_kind(requests, MomentRequest))
+        self._readings = _readings(model, [one.layer for one in _of_kind(requests, MomentRequest)])
         self._moments = {reading: MomentSum(reading) for reading in self._readings.values()}
+        self._sampled = _readings(model, [one.layer for one in _of_kind(requests, RowsRequest)])
+        self._samples = {reading: RowSample(reading) for reading in self._sampled.values()}
         self._meter = _meter(model) if _of_kind(requests, GradientRequest) else None
         self._model, self._activities, derived = _with_activities(model, _of_kind(requests, ActivityRequest))
         self._threads = threads
         self._accumulators = _accumulators([*_of_kind(requests, Request), *derived])
-        held = {reading.tensor for reading in self._moments}
+        held = {reading.tensor for reading in (*self._moments, *self._samples)}
         watched, self._probes = _watching(self._model, self._accumulators, held)
         self._runner = Runner(watched, threads=threads)
         self._exposing: dict[str, Runner] = {}
@@ -276,18 +295,20 @@ class Collector:
                 self._join(name, self._probes[name].read(outputs), feeds)
             else:
                 accumulator.add(feeds[name] if name in self._inputs else outputs[name])
-        self._add_moments({**outputs, **feeds})
+        self._add_rows({**outputs, **feeds})
         if self._meter is not None:
             self._meter.add(feeds)
         self._runs += 1
         return {name: outputs[name] for name in self._outputs}
 
-    def _add_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
-        for name in sorted({reading.tensor for reading in self._moments}):
+    def _add_rows(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add what was held of this run to second moments and to samples."""
+        readers: list[tuple[Reading, MomentSum | RowSample]] = [*self._moments.items(), *self._samples.items()]
+        for name in sorted({reading.tensor for reading, _ in readers}):
             if not np.isfinite(arrays[name]).all():
                 raise DataError(_nonfinite(name, arrays[name]))
-        for reading, moments in self._moments.items():
-            moments.add(arrays[reading.tensor])
+        for reading, reader in readers:
+            reader.add(arrays[reading.tensor])
 
     def _join(self, name: str, summary: Summary, feeds: Mapping[str, np.ndarray]) -> None:
         """Add a summary; where its totals are not finite, find out from the tensor itself whether its values are."""
@@ -304,14 +325,16 @@ class Collector:
         Raises:
             DataError: nothing was run, or a tensor was always empty.
         """
-        if self._runs == 0 and (self._accumulators or self._moments or self._meter):
+        if self._runs == 0 and any((self._accumulators, self._moments, self._samples, self._meter)):
             raise DataError("calibration data is empty; give at least one example")
         tensors = {name: seen.freeze() for name, seen in self._accumulators.items()}
         moments = {reading: seen.freeze() for reading, seen in self._moments.items()}
+        samples = {reading: seen.freeze() for reading, seen in self._samples.items()}
         return Statistics(
             tensors,
             self._runs,
             moments={layer: moments[reading] for layer, reading in self._readings.items()},
+            rows={layer: samples[reading] for layer, reading in self._sampled.items()},
             activities={
                 request: Activity(*(tensors[name].channels[request.channel_axis].mean for name in names))
                 for request, names in self._activities.items()
@@ -341,14 +364,14 @@ def _collected(found: Mapping[_Key, _Kind], key: _Key, what: str) -> _Kind:
     return found[key]
 
 
-def _readings(model: Model, requests: Iterable[MomentRequest]) -> dict[str, Reading]:
+def _readings(model: Model, wanted: Iterable[str]) -> dict[str, Reading]:
     """How each layer reads its rows, by the layer's name."""
     layers = {layer.name: layer for layer in model.layers()}
     nodes = {str(node.name): node for node in model.graph}
-    unknown = sorted({request.layer for request in requests} - set(layers))
+    names = sorted(set(wanted))
+    unknown = [name for name in names if name not in layers]
     if unknown:
-        raise ModelError(f"the graph has no layer named {unknown[0]!r}, whose second moments were asked for")
-    names = sorted({request.layer for request in requests})
+        raise ModelError(f"the graph has no layer named {unknown[0]!r}; what it reads was asked for")
     return {name: reading_of(layers[name], nodes[name]) for name in names}
 
 

@@ -14,7 +14,8 @@
     percentile p         a share (100 - p) / 2 of the values lies beyond either end; symmetric: 100 - p beyond +-h
     mean squared error   argmin over l, h of  sum_i c_i (x_i - Q(x_i))^2
     entropy              argmin over l, h of  KL(P || R) = sum_b P_b log(P_b / R_b)
-    output error         argmin over l, h of  (w - Q(w))^T M (w - Q(w)),  M [k, k] the mean of x x^T
+    output error         argmin over l, h of  (w - Q(w))^T M (w - Q(w)),  M [k, k] the mean of x x^T; of activations
+                         sum over layers W that read x of  |W (x - Q(x))|^2 / |W x|^2
 
 Sources: H. Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (calibration by maximum, percentile and
 entropy); M. Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 3.1 (mean squared error);
@@ -26,7 +27,7 @@ the grid widens it so that it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -129,13 +130,71 @@ class MeanSquaredError:
         def error(lower: Array, upper: Array) -> Array:  # [k, 1], [k, 1] -> [k, 1]
             return _squared_error(rows, share, lower, upper, grid)
 
-        limit = _search(lambda t: error(*_bounded(low, high, t)), self.candidates, rows=1)
-        lower, upper = _bounded(low, high, limit)
-        if not grid.symmetric and low < 0 < high:
-            at_lower, at_upper = lower / low, upper / high
-            lower = low * _search(lambda f: error(low * f, upper), self.candidates, rows=1, start=at_lower)
-            upper = high * _search(lambda f: error(lower, high * f), self.candidates, rows=1, start=at_upper)
+        lower, upper = _least(error, low, high, grid, self.candidates)
         return float((lower * size)[0]), float((upper * size)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class OutputError:
+    """The range with which the layers that read a tensor give the least squared error, each relative to its outputs.
+
+    Searched as by `MeanSquaredError`, which it is where no layer reads the tensor by a matrix.
+    """
+
+    candidates: int = 60
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _require_candidates(self.candidates)
+
+    def range(self, values: ArrayLike, counts: ArrayLike, grid: Grid) -> Range:
+        """The range of least squared error of the values themselves.
+
+        Raises:
+            DataError: the sample is empty, unsorted or not finite.
+        """
+        return MeanSquaredError(self.candidates).range(values, counts, grid)
+
+    def range_for(self, readers: Sequence[tuple[Array, Array]], extremes: Range, grid: Grid) -> Range:
+        """The range of least error of what layers give, sum over layers of |W (x - Q(x))|^2 / |W x|^2.
+
+        Args:
+            readers: of each layer rows x that it reads, [groups, n, k], and its matrix W, [groups, out, k].
+            extremes: the whole range that was seen of the tensor.
+            grid: the grid that it will be quantized to.
+
+        Raises:
+            DataError: rows or a matrix are not finite, or do not fit each other.
+        """
+        size = max(-extremes[0], extremes[1], 0.0) or 1.0
+        layers = [_reader(rows, matrix, size) for rows, matrix in readers]
+        low, high = (np.array([end / size]) for end in (min(extremes[0], 0.0), max(extremes[1], 0.0)))
+
+        def error(lower: Array, upper: Array) -> Array:  # [k, 1], [k, 1] -> [k, 1]
+            lower, upper = np.broadcast_arrays(lower, upper)
+            each = [sum(_given_error(layer, *ends, grid) for layer in layers)
+                    for ends in zip(lower[:, 0], upper[:, 0], strict=True)]  # fmt: skip
+            return np.array(each)[:, None]
+
+        lower, upper = _least(error, low, high, grid, self.candidates)
+        return float((lower * size)[0]), float((upper * size)[0])
+
+
+def _reader(rows: Array, matrix: Array, size: float) -> tuple[Floats, Floats, float]:
+    """Rows and matrix of a layer, and the square of what it gives; of long matrices a short one of equal lengths."""
+    unit, weights = finite_float32(rows) / np.float32(size), finite_float32(matrix)
+    if unit.ndim != 3 or weights.ndim != 3 or unit.shape[::2] != weights.shape[::2]:
+        raise DataError(f"rows [groups, n, k] and matrix [groups, out, k] do not fit: {rows.shape}, {matrix.shape}")
+    if weights.shape[1] > weights.shape[2]:
+        weights = np.asarray(np.linalg.qr(weights, mode="r"))  # |W e| = |R e|
+    given = float(np.square(unit @ weights.swapaxes(1, 2), dtype=np.float64).sum())
+    return unit, weights, given or 1.0
+
+
+def _given_error(layer: tuple[Floats, Floats, float], low: float, high: float, grid: Grid) -> float:
+    rows, matrix, given = layer
+    change = quantize(rows, grid, minimum=np.float32(low), maximum=np.float32(high)).dequantize() - rows
+    return float(np.square(change @ matrix.swapaxes(1, 2), dtype=np.float64).sum()) / given
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +312,19 @@ def _row_limits(rows: Array, grid: Grid, candidates: int) -> Array:  # [r, eleme
     return size * _search(
         lambda t: _squared_error(unit, ones, *_bounded(low, high, t), grid), candidates, rows=len(rows)
     )
+
+
+def _least(
+    error: Callable[[Array, Array], Array], low: Array, high: Array, grid: Grid, candidates: int
+) -> tuple[Array, Array]:  # [1], [1] -> [1], [1]
+    """The range within [low, high] of least error: both ends under one bound, then each end by itself."""
+    limit = _search(lambda t: error(*_bounded(low, high, t)), candidates, rows=1)
+    lower, upper = _bounded(low, high, limit)
+    if not grid.symmetric and low < 0 < high:
+        at_lower, at_upper = lower / low, upper / high
+        lower = low * _search(lambda f: error(low * f, upper), candidates, rows=1, start=at_lower)
+        upper = high * _search(lambda f: error(lower, high * f), candidates, rows=1, start=at_upper)
+    return lower, upper
 
 
 def _ends(rows: Array) -> tuple[Array, Array]:  # [R, n] -> [R], [R]

@@ -11,12 +11,13 @@ import onnx_ir as ir
 from alula.errors import RecipeError, at
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
+from alula.graph.matrices import no_matrix, weight_matrix
 from alula.graph.model import Model, Note
-from alula.graph.statistics import Request, Statistics
+from alula.graph.statistics import AnyRequest, Request, RowsRequest, Statistics
 from alula.numerics.correction import expected_error_bias
 from alula.numerics.grids import Floats, Grid, Quantized, codes_from, finite_float32, scale_and_zero_point
 from alula.numerics.grids import quantize as quantize_array
-from alula.numerics.ranges import MinMax, RangeMethod, channel_mean_squared_error_range
+from alula.numerics.ranges import MinMax, OutputError, RangeMethod, channel_mean_squared_error_range
 from alula.settings import check_settings
 from alula.techniques.biases import add_bias, alpha_of, put_bias
 from alula.techniques.mean_shift import channel_axis, takes_bias
@@ -45,7 +46,7 @@ class Quantize:
         activation_signed: int8 instead of uint8. On x86 the pair uint8 x int8 runs up to 4x as fast; and ONNX Runtime
             1.32 does not open graphs of opset 21 in which int8 codes pass a Slice: its optimiser mistypes a node.
         activation_symmetric: the zero point is the middle code.
-        range: how the range of an activation is found: MinMax, Percentile, MeanSquaredError or Entropy.
+        range: how the range of an activation is found: MinMax, Percentile, MeanSquaredError, Entropy or OutputError.
         per_channel: a scale per output channel of a weight, otherwise one for all.
         weight_search: find each weight range by least squared error instead of the largest magnitude.
         bias_correction: take the shift of the mean output, that rounding the weights causes, off the bias.
@@ -77,12 +78,14 @@ class Quantize:
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise RecipeError(f"smoothing must be 0 to 1, or None, got {self.smoothing}")
 
-    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[Request]:
+    def requests(self, model: Model, layers: Sequence[Layer]) -> frozenset[AnyRequest]:
         """Ranges of the tensors to quantize, and the mean of each input channel where biases are corrected."""
         layers = [layer for layer in layers if _obstacle(model, layer) is None]
         placement = self._place(model, layers)
         histogram = not isinstance(self.range, MinMax)
-        ranges = {Request(placement.root(tensor), histogram) for tensor in placement.readers}
+        ranges: set[AnyRequest] = {Request(placement.root(tensor), histogram) for tensor in placement.readers}
+        if isinstance(self.range, OutputError):
+            ranges |= {RowsRequest(layer.name) for layer in layers if no_matrix(layer) is None}
         if self.smoothing is not None:
             ranges |= {Request(tensor, channel_axis=-1) for tensor in smoothable(placement, layers)}
         if not self.bias_correction:
@@ -106,7 +109,8 @@ class Quantize:
         editor = Editor(model.edit())
         known = {tensor: pair for tensor in placement.readers if (pair := parameters_of(editor, tensor)) is not None}
         factors = self._factors(editor, smoothable(placement, layers, known), context.statistics)
-        ranges = {tensor: smoothed_range(tensor, by, context.statistics) for tensor, by in factors.items()}
+        ranges = self._ranges_by_outputs(model, layers, placement, context.statistics)
+        ranges |= {tensor: smoothed_range(tensor, by, context.statistics) for tensor, by in factors.items()}
         scales = self._scales(placement, context.statistics, known, ranges)
         for layer in layers:
             with at(f"layer {layer.name!r}"):
@@ -149,6 +153,24 @@ class Quantize:
 
     def _factors(self, editor: Editor, readers: Readers, statistics: Statistics) -> dict[str, np.ndarray]:
         return {} if self.smoothing is None else factors_for(editor, readers, statistics, self.smoothing)
+
+    def _ranges_by_outputs(
+        self, model: Model, layers: Sequence[Layer], placement: Placement, statistics: Statistics
+    ) -> dict[str, tuple[float, float]]:
+        """The range of each tensor that layers read by a matrix, where they are to be found by their outputs."""
+        if not isinstance(self.range, OutputError):
+            return {}
+        readers: dict[str, list[Layer]] = {}
+        for layer in layers:
+            if no_matrix(layer) is None:
+                readers.setdefault(placement.root(layer.input), []).append(layer)
+        found = {}
+        for tensor, group in readers.items():
+            seen = statistics[tensor]
+            with at(f"tensor {tensor!r}"):
+                read = [(statistics.rows(one.name), weight_matrix(model.weight(one.weight), one)) for one in group]
+                found[tensor] = self.range.range_for(read, (seen.minimum, seen.maximum), self._activation_grid)
+        return found
 
     def _scales(
         self,

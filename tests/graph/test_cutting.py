@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from alula.errors import ModelError
-from alula.graph.cutting import cut_out, graft
+from alula.graph.cutting import copy_out, cut_out, graft, substitute
 from alula.graph.editing import Editor
 from alula.testing import convolution_network, dense_network
+from alula.testing.models import model_from_text
 
 
 def tensors(model) -> list[str]:
@@ -49,3 +50,20 @@ def test_what_cannot_be_cut_is_said() -> None:
         cut_out(model, [last], [first])
     with pytest.raises(ModelError, match="was not cut out of it"):
         graft(dense_network(), cut_out(model, [model.inputs[0].name], [first]))
+
+
+def test_one_piece_can_stand_for_several_nodes_that_read_the_same() -> None:
+    text = """net (float[n, 4] x) => (float[n, 2] s) {
+        [first] a = MatMul (x, w) [between] r = Relu (a) [second] b = MatMul (x, v) [sum] s = Add (r, b) }"""
+    random = np.random.default_rng(0)
+    model = model_from_text(text, {name: random.standard_normal((4, 2)).astype(np.float32) for name in "wv"})
+    nodes = [node for node in model.graph if node.name in {"first", "second"}]
+    piece = copy_out(model, nodes, [model.graph.inputs[0]], [node.outputs[0] for node in nodes])
+    editor = Editor(piece.edit())
+    for name in "wv":
+        editor.replace_constant(name, 2 * piece.weight(name))
+    doubled = piece.edited(editor.model)
+    whole = substitute(model, dict.fromkeys(("first", "second"), doubled))
+    feeds = {"x": random.standard_normal((3, 4)).astype(np.float32)}
+    np.testing.assert_allclose(whole.run(feeds)["s"], 2 * model.run(feeds)["s"], rtol=1e-6)
+    assert [node.op_type for node in whole.graph].count("MatMul") == 2

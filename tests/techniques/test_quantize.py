@@ -9,7 +9,7 @@ import pytest
 from alula.errors import DataError, ModelError, RecipeError
 from alula.graph.running import Runner
 from alula.graph.statistics import Statistics, collect
-from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, Percentile
+from alula.numerics.ranges import Entropy, MeanSquaredError, MinMax, OutputError, Percentile
 from alula.techniques import Context, Quantize
 from alula.testing.conformance import relative_error, with_weight
 from alula.testing.models import attention_network, convolution_network, model_from_text, random_feeds
@@ -224,3 +224,31 @@ def test_nan_weights_are_refused_by_layer():
     broken = with_weight(model, layer.bias, lambda bias: bias * np.nan)
     with pytest.raises(DataError, match=layer.name):
         Quantize().apply(broken, Context(broken.layers(), statistics))
+
+
+def test_ranges_by_outputs_are_those_of_the_layers_that_read_the_tensor():
+    """A channel of large values that no weight listens to does not cost the others their codes."""
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((6, 4)).astype(np.float32)
+    weight[5] = 0
+    model = model_from_text("net (float[n, 6] x) => (float[n, 4] y) { y = MatMul (x, w) }", {"w": weight})
+    x = random.standard_normal((200, 6)).astype(np.float32)
+    x[:, 5] *= 50
+    wanted, errors = model.run({"x": x})["y"], {}
+    for method in (MeanSquaredError(), OutputError()):
+        technique = Quantize(range=method, outputs=False, weight_bits=8)
+        errors[type(method)] = relative_error({"y": wanted}, quantized(model, {"x": x}, technique)[0].run({"x": x}))
+    assert errors[OutputError] < errors[MeanSquaredError] / 4
+
+
+def test_ranges_by_outputs_fall_back_to_the_squared_error_where_no_matrix_reads():
+    model = convolution_network()
+    feeds = random_feeds(model, batch=8)
+    by_outputs, _ = quantized(model, feeds, Quantize(range=OutputError(100)))
+    by_values, statistics = quantized(model, feeds, Quantize(range=MeanSquaredError()))
+    read = {layer.input for layer in model.layers()}
+    shared = [name for name in by_values.graph.initializers if name.endswith(".scale") and name in
+              by_outputs.graph.initializers and name.removesuffix(".scale") in set(statistics) - read]  # fmt: skip
+    assert shared
+    for name in shared:
+        assert by_outputs.weight(name) == pytest.approx(by_values.weight(name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alula.errors import ModelError, RecipeError
+from alula.errors import DataError, ModelError, RecipeError
+from alula.graph.editing import Editor
 from alula.graph.running import Runner
 from alula.graph.statistics import collect
 from alula.numerics.grids import Grid
@@ -135,3 +136,33 @@ def test_without_statistics_and_with_impossible_settings_it_is_refused():
         QuantizeWeights(rounding="up")
     with pytest.raises(RecipeError, match="at least 0"):
         QuantizeWeights(rounding="gptq", damping=-0.1)
+
+
+def test_layers_that_read_the_same_are_rounded_as_each_by_itself():
+    """Together they are rows of one matrix; alone each is collected, and rounded, in a graph of its own."""
+    random = np.random.default_rng(3)
+    weights = {name: random.standard_normal((16, width)).astype(np.float32) for name, width in (("w", 6), ("v", 3))}
+    both = model_from_text(
+        "net (float[n, 16] x) => (float[n, 6] y, float[n, 3] z) { y = MatMul (x, w) z = MatMul (x, v) }", weights
+    )
+    feeds = [{"x": random.standard_normal((40, 16)).astype(np.float32)}]
+    recipe = Recipe((Step(QuantizeWeights(bits=3, block=8, rounding="gptq", smallest=1)),))
+    together = apply_recipe(both, recipe, feeds)
+    for name, width in (("w", 6), ("v", 3)):
+        alone = model_from_text(f"net (float[n, 16] x) => (float[n, {width}] y) {{ y = MatMul (x, {name}) }}",
+                                {name: weights[name]})  # fmt: skip
+        wanted = apply_recipe(alone, recipe, feeds)
+        for part in ("codes", "scale"):
+            np.testing.assert_array_equal(together.weight(f"{name}.{part}"), wanted.weight(f"{name}.{part}"))
+
+
+def test_a_weight_that_is_not_finite_is_named_among_those_that_are_rounded_with_it():
+    text = """net (float[n, 4] x) => (float[n, 2] y, float[n, 2] z) {
+        [fine] y = MatMul (x, w) [damaged] z = MatMul (x, v) }"""
+    model = model_from_text(text, {name: np.ones((4, 2), np.float32) for name in "wv"})
+    recipe = Recipe((Step(QuantizeWeights(bits=4, rounding="gptq", smallest=1)),))
+    seen = collect(model, [{"x": np.ones((3, 4), np.float32)}], requests_of(recipe, model))
+    editor = Editor(model.edit())
+    editor.replace_constant("v", np.full((4, 2), np.nan, np.float32))
+    with pytest.raises(DataError, match="layer 'damaged'"):
+        apply_recipe(model.edited(editor.model), recipe, seen)
