@@ -60,7 +60,9 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     for number, group in enumerate(groups, 1):
         moments = _moments(model, walk, group)
         piece = walk.piece(group)
-        rounded = technique.apply(piece, Context(piece.layers(), Statistics(moments=moments)))
+        named = {layer.output: layer.name for layer in group}  # a layer called as a tensor has another name in a piece
+        seen = Statistics(moments={layer.name: moments[named[layer.output]] for layer in piece.layers()})
+        rounded = technique.apply(piece, Context(piece.layers(), seen))
         walk.replace(group, rounded)
         pieces |= dict.fromkeys((layer.name for layer in group), rounded)
         _log.info("%d of %d: %s", number, len(groups), ", ".join(layer.name for layer in group))
