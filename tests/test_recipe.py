@@ -59,7 +59,7 @@ TECHNIQUES = st.one_of(
         copies=st.booleans(),
     ),
     st.builds(Float16, compute=st.booleans()),
-    st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans()),
+    st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans(), recurrent=st.booleans()),
     st.builds(
         QuantizeWeights,
         bits=WIDTHS,
@@ -124,7 +124,7 @@ def test_the_strategies_above_know_every_setting():
         "ActivationAware": 5,
         "Float16": 1,
         "FoldBatchNorm": 0,
-        "QuantizeDynamic": 2,
+        "QuantizeDynamic": 3,
         "QuantizeWeights": 10,
         "Quantize": 11,
         "Recode": 2,

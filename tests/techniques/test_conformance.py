@@ -93,6 +93,12 @@ class TestQuantizeDynamic(TechniqueConformance):
         return QuantizeDynamic()
 
 
+class TestQuantizeDynamicRecurrences(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeDynamic(recurrent=True)
+
+
 class TestQuantizeWeights(TechniqueConformance):
     @pytest.fixture
     def technique(self):
