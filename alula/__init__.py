@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from alula.techniques import Recode as Recode
     from alula.techniques import Rotate as Rotate
     from alula.techniques import Sparsify as Sparsify
+    from alula.techniques import SplitOutliers as SplitOutliers
     from alula.techniques import StoreSparse as StoreSparse
     from alula.training.finetuning import Stage as Stage
     from alula.training.finetuning import distill as distill
@@ -94,6 +95,7 @@ _HOMES = {
     "Remembered": "training.teacher",
     "Rotate": "techniques",
     "Sparsify": "techniques",
+    "SplitOutliers": "techniques",
     "Stage": "training.finetuning",
     "Step": "recipe",
     "StoreSparse": "techniques",

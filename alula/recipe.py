@@ -36,6 +36,7 @@ from alula.techniques import (
     Recode,
     Rotate,
     Sparsify,
+    SplitOutliers,
     StoreSparse,
     Technique,
 )
@@ -43,7 +44,7 @@ from alula.techniques.sequence import apply_in_sequence
 
 _KINDS = (
     ActivationAware, Cluster, Drop, Equalize, Factorize, Float16, Float32, FoldBatchNorm, Prune, Quantize,
-    QuantizeDynamic, QuantizeWeights, Recode, Rotate, Sparsify, StoreSparse,
+    QuantizeDynamic, QuantizeWeights, Recode, Rotate, Sparsify, SplitOutliers, StoreSparse,
 )  # fmt: skip
 _TECHNIQUES: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 _RANGES = {kind.__name__: kind for kind in (Entropy, MeanSquaredError, MinMax, OutputError, Percentile)}

@@ -26,6 +26,7 @@ from alula.techniques import (
     Recode,
     Rotate,
     Sparsify,
+    SplitOutliers,
 )
 from alula.testing.conformance import relative_error
 from alula.testing.models import convolution_network, dense_network, random_feeds
@@ -49,8 +50,17 @@ TECHNIQUES = st.one_of(
         search=st.booleans(),
         points=st.integers(1, 50),
     ),
+    st.builds(
+        SplitOutliers,
+        expansion=st.floats(0, 1),
+        by=st.sampled_from(["weights", "activations"]),
+        grid_bits=WIDTHS,
+        per_channel=st.booleans(),
+        search=st.booleans(),
+        copies=st.booleans(),
+    ),
     st.builds(Float16, compute=st.booleans()),
-    st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans()),
+    st.builds(QuantizeDynamic, weight_bits=WIDTHS, per_channel=st.booleans(), recurrent=st.booleans()),
     st.builds(
         QuantizeWeights,
         bits=WIDTHS,
@@ -115,13 +125,24 @@ def test_the_strategies_above_know_every_setting():
         "ActivationAware": 5,
         "Float16": 1,
         "FoldBatchNorm": 0,
-        "QuantizeDynamic": 2,
+        "QuantizeDynamic": 3,
         "QuantizeWeights": 10,
         "Quantize": 11,
         "Recode": 2,
         "Rotate": 2,
+        "SplitOutliers": 6,
     }
-    kinds = (ActivationAware, Float16, FoldBatchNorm, Quantize, QuantizeDynamic, QuantizeWeights, Recode, Rotate)
+    kinds = (
+        ActivationAware,
+        Float16,
+        FoldBatchNorm,
+        Quantize,
+        QuantizeDynamic,
+        QuantizeWeights,
+        Recode,
+        Rotate,
+        SplitOutliers,
+    )
     assert {kind.__name__: len(dataclasses.fields(kind)) for kind in kinds} == drawn
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
 from alula.numerics.grids import dequantize
+
+_DYNAMIC: Final = "alula.dynamic"  # in a node's metadata, which runtimes pass over
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +51,13 @@ def coded(value: ir.Value | None) -> Coded | None:
         return None
     codes, scale, *rest = (str(one.name) for one in inputs)  # type: ignore[union-attr]
     return Coded(node, codes, scale, rest[0] if rest else None)
+
+
+def mark_dynamic(node: ir.Node) -> None:
+    """Note on a node that its activations may be rounded at run time, which ONNX has no operator to say."""
+    node.metadata_props[_DYNAMIC] = "1"
+
+
+def is_dynamic(node: ir.Node) -> bool:
+    """Whether a node's activations may be rounded at run time."""
+    return _DYNAMIC in node.metadata_props

@@ -7,12 +7,64 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from alula.graph.coded import coded, is_dynamic
 from alula.graph.editing import Editor, like, set_input
 from alula.graph.model import Model
 
 _INT32 = 2.0**31 - 1
 
 _BLOCKED = frozenset({"MatMul"})  # ONNX Runtime has a kernel that multiplies by the codes of these
+
+
+def join_recurrences(model: Model) -> Model:
+    """Let marked LSTMs on codes be ONNX Runtime's DynamicQuantizeLSTM, which multiplies in integers in every step.
+
+    It puts what is read, and in each step the state, on a grid of 8 bits by their extremes, as no standard operator
+    does; so only layers are taken whose mark allows that (``QuantizeDynamic(recurrent=True)``).
+    """
+    if not any(_is_coded_recurrence(node) for node in model.graph):
+        return model
+    editor = Editor(model.edit())
+    for node in [node for node in editor.graph if _is_coded_recurrence(node)]:
+        _join_recurrence(editor, node)
+    editor.model.opset_imports["com.microsoft"] = 1
+    return model.edited(editor.model)
+
+
+def _is_coded_recurrence(node: ir.Node) -> bool:
+    """Whether a node is an LSTM that may round activations, with int8 codes of one direction for weights."""
+    if node.op_type != "LSTM" or node.domain != "" or not is_dynamic(node):
+        return False
+    weights = [coded(value) for value in node.inputs[1:3]]
+    return all(one is not None and not one.block and _shape(one.node.inputs[0])[0] == 1 for one in weights)
+
+
+def _join_recurrence(editor: Editor, node: ir.Node) -> None:
+    """Codes as [1, what is read, gates], and a scale and a zero point for each gate and unit, or for all."""
+    given = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    parameters = []
+    for place in (1, 2):
+        source = coded(given[place])
+        assert source is not None
+        name, scale = source.codes.removesuffix(".codes"), editor.array(source.scale)
+        turned = np.ascontiguousarray(editor.array(source.codes).transpose(0, 2, 1))
+        scale = scale.reshape(1, -1) if scale.ndim else scale.reshape(1)
+        given[place] = editor.constant(f"{name}.turned", turned)
+        parameters += [
+            editor.constant(f"{name}.scales", scale),
+            editor.constant(f"{name}.zeros", np.zeros(scale.shape, np.int8)),
+        ]
+    sources = [coded(value) for value in node.inputs[1:3]]
+    node.resize_inputs(12)
+    for place, value in enumerate([*given, *parameters]):
+        node.replace_input_with(place, value)
+    node.op_type, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
+    for one in sources:
+        if one is not None and not one.node.outputs[0].uses():
+            editor.remove(one.node)
+            for initializer in (one.codes, one.scale, one.zero_point):
+                if initializer is not None:
+                    editor.drop_constant(initializer)
 
 
 def decode_weights(model: Model) -> Model:

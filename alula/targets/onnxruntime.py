@@ -14,7 +14,7 @@ import numpy as np
 from alula.errors import DataError, TargetError
 from alula.graph.model import TensorSpec, check_feeds
 from alula.graph.running import first_line
-from alula.targets.lowering import decode_weights, join_biases
+from alula.targets.lowering import decode_weights, join_biases, join_recurrences
 from alula.targets.onnxruntime_profile import read_profile
 from alula.targets.processor import Processor, read_processor
 from alula.targets.target import (
@@ -74,12 +74,13 @@ class OnnxRuntime:
         """Write ``<name>.onnx``, and ``<name>.onnx.data`` beside it when the weights exceed 2 GiB.
 
         Weight-only codes that this runtime would decode at every run are written so that it decodes them at load, and
-        products on codes with the bias behind them as one operator (see :mod:`alula.targets.lowering`).
+        products on codes with the bias behind them as one operator, and LSTMs whose activations may be rounded as
+        the operator that does so (see :mod:`alula.targets.lowering`).
 
         Raises:
             StorageError: the folder cannot be written.
         """
-        path = join_biases(decode_weights(model)).save(make_folder(Path(folder)) / f"{name}.onnx")
+        path = join_biases(decode_weights(join_recurrences(model))).save(make_folder(Path(folder)) / f"{name}.onnx")
         data = path.with_name(f"{path.name}.data")
         external = data.exists() and path.stat().st_size < model.weight_bytes
         return make_artifact(self.name, path, (path, data) if external else (path,))
@@ -148,7 +149,7 @@ def traits_on(processor: Processor) -> Traits:
         "Conv in dynamic int8 (ConvInteger) runs 4 to 12x slower than float: static int8 or none for Conv",
         "behind Relu or Clip, the zero point must be the lowest value and the range end in the clip; else 2.8x slower",
         "int8 weights alone in MatMul run 2 to 5x slower than float unless the session sets accuracy level 4",
-        "LSTM and GRU have no static int8 kernel, and a dynamic one only as a private operator: they stay in float",
+        "LSTM and GRU have no static int8 kernel, and LSTM a dynamic one: they stay in float unless it is asked for",
         "float16 is stored but not computed with: the runtime casts to float32 around each operator",
     ]
     safe_bits = 8

@@ -15,6 +15,7 @@ from alula.techniques.recode import Recode
 from alula.techniques.rotate import Rotate
 from alula.techniques.sparse_storage import StoreSparse
 from alula.techniques.sparsify import Sparsify
+from alula.techniques.split_outliers import SplitOutliers
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
 
@@ -35,6 +36,7 @@ __all__ = [
     "Recode",
     "Rotate",
     "Sparsify",
+    "SplitOutliers",
     "StoreSparse",
     "Technique",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from alula.errors import RecipeError, at
+from alula.graph.coded import mark_dynamic
 from alula.graph.editing import Editor, like
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
@@ -17,6 +18,7 @@ from alula.numerics.grids import Grid
 from alula.numerics.grids import quantize as quantize_array
 from alula.settings import check_settings
 from alula.techniques.technique import Context, other_type
+from alula.techniques.weights import put_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,14 @@ class QuantizeDynamic:
     Attributes:
         weight_bits: 2 to 8; symmetric codes, stored in int8.
         per_channel: a scale per output channel.
+        recurrent: also LSTM layers of one direction. ONNX has no words for integers inside the recurrence: the graph
+            holds codes behind DequantizeLinear, and a mark by which ONNX Runtime gets its DynamicQuantizeLSTM; that
+            rounds what is read, and the state in each step, too. Other runtimes compute them in float.
     """
 
     weight_bits: int = 8
     per_channel: bool = True
+    recurrent: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -54,12 +60,16 @@ class QuantizeDynamic:
         notes, done = [], 0
         ranges: dict[str, ir.Node] = {}
         for layer in context.layers:
-            reason = _obstacle(editor, layer)
+            recurrent = self.recurrent and layer.operator == "LSTM"
+            reason = _recurrent_obstacle(editor, layer) if recurrent else _obstacle(editor, layer)
             if reason:
                 notes.append(Note(layer.name, f"stays in float: {reason}"))
                 continue
             with at(f"layer {layer.name!r}"):
-                self._quantize_layer(editor, layer, ranges)
+                if recurrent:
+                    self._quantize_recurrence(editor, layer)
+                else:
+                    self._quantize_layer(editor, layer, ranges)
             done += 1
         if not done:
             reasons = "; ".join(map(str, notes[:3]))
@@ -71,6 +81,16 @@ class QuantizeDynamic:
             text = f"weights of {self.weight_bits} bits are stored and multiplied in 8: neither smaller nor faster"
             notes.append(Note("QuantizeDynamic", text))
         return model.edited(editor.model, notes)
+
+    def _quantize_recurrence(self, editor: Editor, layer: Layer) -> None:
+        """Codes of both weights, a scale per gate and unit; the mark says that activations may be rounded too."""
+        for index, name in enumerate(layer.weights):
+            axis, grid = layer.output_axis if self.per_channel else None, Grid(self.weight_bits, narrow=True)
+            made = quantize_array(editor.array(name), grid, axis=axis)
+            codes, zero_point = made.codes.astype(np.int8), made.zero_point.astype(np.int8)
+            put_codes(editor, layer, replace(made, codes=codes, zero_point=zero_point, grid=Grid(8)), index)
+        mark_dynamic(editor.node(layer.name))
+        editor.model.ir_version = max(editor.model.ir_version, 10)
 
     def _quantize_layer(self, editor: Editor, layer: Layer, ranges: dict[str, ir.Node]) -> None:
         """The output is (u8 codes of x  x  s8 codes of W) * scale of x * scale of W + b."""
@@ -105,6 +125,16 @@ def _obstacle(editor: Editor, layer: Layer) -> str | None:
         return "its alpha or beta is not 1"
     weight_index = next(index for index, value in enumerate(node.inputs) if value and value.name == layer.weight)
     return None if weight_index == 1 else "its weight is the left operand"
+
+
+def _recurrent_obstacle(editor: Editor, layer: Layer) -> str | None:
+    """Why an LSTM cannot be computed with dynamic integers, or None."""
+    node = editor.node(layer.name)
+    if layer.shape[0] != 1 or int(node.attributes.get_int("layout", 0)) != 0:
+        return "dynamic integers are for an LSTM of one direction, time first"
+    if any(editor.shared(name) for name in layer.weights):
+        return "its weights are read elsewhere too"
+    return other_type(editor.graph, layer)
 
 
 def _quantized_input(editor: Editor, layer: Layer, ranges: dict[str, ir.Node]) -> ir.Node:

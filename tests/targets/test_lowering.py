@@ -3,11 +3,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from alula.graph.load import load_model
 from alula.graph.statistics import collect
+from alula.measurement.parity import check_parity
 from alula.recipe import Recipe, Step, apply_recipe, requests_of
 from alula.targets import OnnxRuntime
-from alula.targets.lowering import decode_weights, join_biases
-from alula.techniques import Quantize, QuantizeWeights
+from alula.targets.lowering import decode_weights, join_biases, join_recurrences
+from alula.techniques import Quantize, QuantizeDynamic, QuantizeWeights
 from alula.testing import convolution_network, model_from_text, random_feeds, recurrent_network
 
 RANDOM = np.random.default_rng(0)
@@ -131,3 +133,56 @@ def test_what_is_built_is_lowered(tmp_path):
     assert "Gemm" in [node.op_type for node in onnx.load(artifact.path).graph.node]
     feeds = random_feeds(model)
     np.testing.assert_allclose(target.open(artifact)(feeds)["y"], model.run(feeds)["y"], rtol=1e-3, atol=1e-3)
+
+
+def recurrence_on_integers(model, per_channel, frames):
+    """An LSTM step by step: what is read, and the state in each step, on 8 bits by their extremes."""
+
+    def product(rows, codes, scale):  # [b, k], [g, k], [g] or []
+        low, high = min(rows.min(), 0), max(rows.max(), 0)
+        step = (high - low) / 255
+        zero = np.clip(np.rint(-low / step), 0, 255)
+        on_grid = np.clip(np.rint(rows / step) + zero, 0, 255) - zero
+        return on_grid @ codes.T * step * scale
+
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    parts = {name: (model.weight(f"{name}.codes")[0].astype(float), model.weight(f"{name}.scale"))
+             for name in ("input_weight", "state_weight")}  # fmt: skip
+    assert all((scale.ndim == 1) == per_channel for _, scale in parts.values())
+    bias = model.weight("gate_bias")[0].reshape(2, -1).sum(0)
+    h, c, found = np.zeros((frames.shape[1], 12)), np.zeros((frames.shape[1], 12)), []
+    read = product(frames.reshape(-1, 8), *parts["input_weight"]).reshape(*frames.shape[:2], -1)
+    for step in read:
+        gates = step + (product(h, *parts["state_weight"]) if h.any() else 0) + bias
+        i, o, f, g = np.split(gates, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        found.append(h)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_marked_recurrence_is_computed_in_integers(per_channel, tmp_path):
+    model = quantized(recurrent_network(), QuantizeDynamic(per_channel=per_channel, recurrent=True))
+    target = OnnxRuntime(threads=1)
+    artifact = target.build(model, tmp_path)
+    built = [node.op_type for node in onnx.load(artifact.path).graph.node]
+    assert "DynamicQuantizeLSTM" in built
+    assert "LSTM" not in built
+    feeds = random_feeds(model, seed=9) | {"h": np.zeros((1, 2, 12), np.float32), "c": np.zeros((1, 2, 12), np.float32)}
+    outputs = target.open(artifact)(feeds)
+    wanted = recurrence_on_integers(model, per_channel, feeds["frames"])
+    np.testing.assert_allclose(outputs["next_h"][0], wanted[-1], atol=1e-4)
+    assert np.abs(model.run(feeds)["next_h"][0] - wanted[-1]).max() > 1e-4, "in float it is something else"
+    assert check_parity({"model": model}, target, {"model": artifact}, [("model", feeds)]).ok
+
+
+def test_a_recurrence_of_weights_alone_stays_in_float(tmp_path):
+    model = quantized(recurrent_network(), QuantizeWeights(smallest=1))
+    assert join_recurrences(model) is model
+    unmarked = quantized(recurrent_network(), QuantizeDynamic())
+    assert operators(join_recurrences(unmarked)).count("LSTM") == 1
+    marked = quantized(recurrent_network(), QuantizeDynamic(recurrent=True))
+    assert "LSTM" in operators(marked)
+    loaded = load_model(marked.save(tmp_path / "marked.onnx"), allow_quantized=True)
+    assert operators(join_recurrences(loaded)).count("DynamicQuantizeLSTM") == 1

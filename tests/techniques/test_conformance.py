@@ -19,6 +19,7 @@ from alula.techniques import (
     QuantizeWeights,
     Recode,
     Rotate,
+    SplitOutliers,
     recode,
 )
 from alula.testing.conformance import (
@@ -37,6 +38,22 @@ class TestFoldBatchNorm(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return FoldBatchNorm()
+
+
+class TestSplitOutliers(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return SplitOutliers(expansion=0.2)
+
+
+class TestSplitActivationOutliers(TechniqueConformance):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def technique(self):
+        return SplitOutliers(by="activations", expansion=0.2)
 
 
 class TestQuantize(TechniqueConformance):
@@ -74,6 +91,12 @@ class TestQuantizeDynamic(TechniqueConformance):
     @pytest.fixture
     def technique(self):
         return QuantizeDynamic()
+
+
+class TestQuantizeDynamicRecurrences(TechniqueConformance):
+    @pytest.fixture
+    def technique(self):
+        return QuantizeDynamic(recurrent=True)
 
 
 class TestQuantizeWeights(TechniqueConformance):

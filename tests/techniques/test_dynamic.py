@@ -8,7 +8,14 @@ import pytest
 from alula.errors import DataError, RecipeError
 from alula.techniques import Context, QuantizeDynamic
 from alula.testing.conformance import relative_error, with_weight
-from alula.testing.models import attention_network, convolution_network, dense_network, model_from_text, random_feeds
+from alula.testing.models import (
+    attention_network,
+    convolution_network,
+    dense_network,
+    model_from_text,
+    random_feeds,
+    recurrent_network,
+)
 
 
 def treat(model, technique=None, include=None):
@@ -110,3 +117,29 @@ def test_broken_weights_are_refused_by_layer():
 def test_impossible_widths_are_refused(bits):
     with pytest.raises(RecipeError, match="weight_bits"):
         QuantizeDynamic(weight_bits=bits)
+
+
+@pytest.mark.parametrize(("directions", "layout", "says"), [(2, 0, "one direction"), (1, 1, "time first")])
+def test_recurrences_that_no_kernel_computes_stay(directions, layout, says):
+    way, shape = ("bidirectional" if directions == 2 else "forward"), ("3, b, 4" if not layout else "b, 3, 4")
+    out = f"3, {directions}, b, 5" if not layout else f"b, 3, {directions}, 5"
+    text = f"""n (float[{shape}] x) => (float[{out}] y) {{
+        y = LSTM <hidden_size = 5, direction = "{way}", layout = {layout}> (x, w, r) }}"""
+    random = np.random.default_rng(0)
+    shapes = {"w": (directions, 20, 4), "r": (directions, 20, 5)}
+    model = model_from_text(
+        text, {name: random.standard_normal(one).astype(np.float32) for name, one in shapes.items()}
+    )
+    with pytest.raises(RecipeError, match=says):
+        treat(model, QuantizeDynamic(recurrent=True))
+
+
+def test_recurrences_are_codes_only_where_that_is_asked_for():
+    model = recurrent_network()
+    assert "LSTM" in [layer.operator for layer in treat(model, QuantizeDynamic()).layers()]
+    for bits in (8, 4, 2):
+        result = treat(model, QuantizeDynamic(weight_bits=bits, recurrent=True))
+        assert {result.weight(f"{name}.codes").dtype for name in ("input_weight", "state_weight")} == {
+            np.dtype(np.int8)
+        }
+        assert np.abs(result.weight("state_weight.codes")).max() == 2 ** (bits - 1) - 1
