@@ -62,8 +62,9 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
         for layer in group:
             with at(f"layer {layer.name!r}"):
                 piece = walk.piece(layer)
-                seen = Statistics(moments={layer.name: moments[layer.name]})
-                pieces[layer.name] = technique.apply(piece, Context(piece.layers(), seen))
+                (alone,) = piece.layers()  # named otherwise where the layer is called as a tensor is
+                seen = Statistics(moments={alone.name: moments[layer.name]})
+                pieces[layer.name] = technique.apply(piece, Context((alone,), seen))
                 walk.replace(layer, pieces[layer.name])
         _log.info("%d of %d: %s", number, len(by_input), ", ".join(layer.name for layer in group))
     return substitute(model, pieces)

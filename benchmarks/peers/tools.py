@@ -25,7 +25,7 @@ Made = tuple[Sequence[Path], Sequence[str]]
 class Reader:
     """Feeds as ONNX Runtime's calibration reads them."""
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds = feeds
         self.set_range(0, len(feeds))
 

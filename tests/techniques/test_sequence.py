@@ -143,3 +143,17 @@ def test_a_walk_keeps_no_more_than_what_is_read_later(branches):
         if tensor not in feeds[0]:
             np.testing.assert_allclose(found, whole.run(feeds[0])[tensor], rtol=1e-5, atol=1e-6)
     assert len(walk._held[0]) <= 4
+
+
+def test_a_layer_that_is_called_as_its_output_is_rounded_as_under_any_other_name():
+    model = dense_network()
+    renamed, layers = model.edit(), {layer.name for layer in model.layers()}
+    for node in renamed.graph:
+        if node.name in layers and not node.outputs[0].is_graph_output():
+            node.outputs[0].name = node.name
+    twin, data = model.edited(renamed), rows(model)
+    assert any(layer.name == layer.output for layer in twin.layers())
+    made = [apply_recipe(one, Recipe((Step(GPTQ, sequential=True),)), data) for one in (model, twin)]
+    feeds = {model.inputs[0].name: data}
+    for first, second in zip(*(one.run(feeds).values() for one in made), strict=True):
+        np.testing.assert_array_equal(first, second)
