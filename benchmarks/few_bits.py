@@ -91,7 +91,7 @@ CONTENDERS: Final[dict[str, Contender]] = {
         zero_point=None, kinds=TRANSFORMERS,
     ),
     "NNCF: symmetric, AWQ, scale estimation": Contender(
-        tool="nncf", settings={"mode": "int{bits}_sym", "awq": True, "scale_estimation": True}, bits=FEW,
+        tool="nncf", settings={"mode": "int{bits}_sym", "awq": True, "scale_estimation": True}, bits=(4,),
         kinds=TRANSFORMERS,
     ),
     "optimum-quanto": Contender(tool="quanto", bits=(8, 4, 2), zero_point=16, matrices=True),

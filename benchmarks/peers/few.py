@@ -23,6 +23,7 @@ from benchmarks.peers.files import Report, write_feeds
 
 Feed: TypeAlias = Mapping[str, np.ndarray]
 CALIBRATION: Final = 128  # examples
+CHUNK: Final = 32  # of them that the scorer sees together
 CALLS: Final = 256  # of a part that are calibrated with at most, evenly spread
 COMPARED: Final = 96  # examples whose outputs are compared with those of the float network
 SCALE_BITS: Final = 16  # whatever a tool writes
@@ -79,7 +80,9 @@ class Bench:
     def calibration(self) -> dict[str, list[Feed]]:
         """Feeds by part: what the scorer gives the float network on the first calibration examples."""
         seen, watching = watched(self.run)
-        score(self.task, watching, Subset(self.task.calibration, range(min(CALIBRATION, len(self.task.calibration)))))
+        for start in range(0, min(CALIBRATION, len(self.task.calibration)), CHUNK):
+            indices = range(start, min(start + CHUNK, len(self.task.calibration)))
+            self.task.scorer(watching, [self.task.calibration[index] for index in indices])
         feeds = {part: _spread([feed for feed, _ in calls], CALLS) for part, calls in seen.items()}
         for part, kept in feeds.items():
             write_feeds(self.folder / f"{part}-calibration.npz", kept)
