@@ -25,10 +25,12 @@ import numpy as np
 from torch import Tensor
 
 import alula
+from alula.graph.editing import Editor
 from alula.graph.model import Model
 from alula.measurement import describe_machine, versions
 from benchmarks import gptq_cost
 from benchmarks.networks import austen, smollm
+from benchmarks.peers.calling import Method, call
 from benchmarks.peers.commit import read_commit
 from benchmarks.peers.files import write_json
 from benchmarks.peers.language import BLOCK
@@ -38,6 +40,10 @@ RESULTS: Final = Path(__file__).parent / "results"
 ROWS: Final = {"8 bits": 8, "4 bits": 4, "3 bits": 3, "2 bits": 2}
 CALIBRATION: Final = 32  # windows
 TABLES: Final = ("Op:Gather",)
+ALONE: Final = {  # tools that see weights alone: their settings and bits
+    "HQQ": ("hqq", {}, (8, 4, 3, 2)),
+    "optimum-quanto": ("quanto", {}, (8, 4, 2)),
+}
 WHOLE: Final = "8 bits, activations too"
 log = logging.getLogger("benchmarks.language_bits")
 
@@ -45,7 +51,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 def recipes(bits: int) -> dict[str, alula.Recipe]:
-    """What alula is tried at; the first is what it is compared by, fixed before anything was measured."""
+    """What alula is tried at."""
 
     def rounded(**settings: Any) -> alula.Step:
         technique = alula.QuantizeWeights(bits=bits, block=BLOCK, rounding="gptq", **settings)
@@ -56,6 +62,9 @@ def recipes(bits: int) -> dict[str, alula.Recipe]:
         "alula: GPTQ in sequence": alula.Recipe((rounded(),)),
         "alula: GPTQ in sequence, zero points": alula.Recipe((rounded(symmetric=False),)),
         "alula: turned, GPTQ in sequence": alula.Recipe((alula.Step(alula.Rotate()), rounded())),
+        "alula: turned, GPTQ in sequence, zero points": alula.Recipe(
+            (alula.Step(alula.Rotate()), rounded(symmetric=False))
+        ),
         "alula: scaled by activations, GPTQ in sequence": alula.Recipe(
             (alula.Step(alula.ActivationAware(bits=bits, block=BLOCK), exclude=TABLES), rounded())
         ),
@@ -144,7 +153,11 @@ def contenders(row: str, work: Path) -> dict[str, Make]:
     bits = ROWS[row]
     ours: dict[str, Make] = {name: partial(by_recipe, recipe, work) for name, recipe in recipes(bits).items()}
     theirs: dict[str, Make] = {tool: partial(by_tool, tool, bits, work) for tool in gptq_cost.TOOLS if tool != "alula"}
-    return ours | theirs
+    return ours | theirs | {
+        name: partial(by_weights, tool, dict(settings) | {"bits": bits, "block": BLOCK}, work)
+        for name, (tool, settings, widths) in ALONE.items()
+        if bits in widths
+    }  # fmt: skip
 
 
 def by_recipe(recipe: alula.Recipe, work: Path) -> Made:
@@ -167,6 +180,26 @@ def by_tool(tool: str, bits: int, work: Path) -> Made:
     return made, {"versions": dict(report.versions)}
 
 
+def by_weights(tool: str, settings: Mapping[str, Any], work: Path) -> Made:
+    """What a tool of few_bits.py makes of the network, or of its matrices alone."""
+    model, folder = alula.load_model(work / "model.onnx"), work / f"made-{tool}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    layers = [layer for layer in model.layers() if layer.operator == "MatMul"]
+    given = folder / "matrices.npz"
+    matrices: dict[str, Any] = {layer.weight: model.weight(layer.weight).T for layer in layers}
+    np.savez(given, **matrices)
+    method = Method(tool, tool, settings, module="benchmarks.peers.weights_only", environment=".venv-fewbits")
+    report = call(method, given.resolve(), given.resolve(), folder)
+    if report.failure:
+        raise alula.AlulaError(report.failure)
+    editor = Editor(model.edit())
+    with np.load(folder / "weights.npz") as file:
+        for layer in layers:
+            editor.replace_constant(layer.weight, np.ascontiguousarray(file[layer.weight].T))
+    return model.edited(editor.model), {"versions": dict(report.versions)}
+
+
 def measured(make: Make, scorer: Scorer) -> Row:
     """The scores of what a contender makes, or why there are none."""
     try:
@@ -181,8 +214,8 @@ HEAD: Final = f"""# A small language model at a few bits
 Written by `benchmarks/language_bits.py`: SmolLM2-135M, trained on for some steps so that it lies on no grid; weights of
 all layers of its blocks in blocks of {BLOCK}, by {CALIBRATION} windows of {smollm.LENGTH} tokens; head and table in
 float. Rise is of the mean of -log p over that of the original, paired by window, with a normal 95 % interval;
-divergence is the mean Kullback-Leibler divergence from the original's next words, in nats. alula is compared by the
-first of its recipes. Where no tool's name is said, it failed.
+divergence is the mean Kullback-Leibler divergence from the original's next words, in nats. Tools that round by blocks
+do so with the same blocks; *turned* makes head and table two tensors, where they were one.
 """
 
 

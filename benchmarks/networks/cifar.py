@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alula.graph.load import load_model
+from alula.task import Run, Task
+
+MODELS = Path(__file__).parents[1] / "results" / "models"  # what cifar_reference.py trained
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # what the published weights were trained with
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 WIDTHS = (16, 32, 64)
@@ -114,3 +119,31 @@ def published(depth: int) -> ResNet:
         {f"stages.{name}" if name.startswith("layer") else name: tensor for name, tensor in weights.items()}
     )
     return network.eval()
+
+
+Example = tuple[np.ndarray, int]  # (image float32 [3, 32, 32], class)
+
+
+def task(depth: int = 20, *, calibration: int = 128, evaluation: int = 4000) -> Task:
+    """A network as it was trained further; training images calibrate, test images score, both drawn at random."""
+    return Task(
+        parts={"model": load_model(MODELS / f"resnet{depth}-cifar10-jpeg.onnx")},
+        calibration=_drawn("train", calibration),
+        evaluation=_drawn("test", evaluation),
+        scorer=score,
+        name=f"resnet{depth}",
+        metric="top-1 accuracy",
+    )
+
+
+def score(run: Run, examples: Sequence[Example]) -> np.ndarray:
+    """1 for every image whose class has the largest logit, 0 for the others; all images in one call."""
+    (logits,) = run({"images": np.stack([image for image, _ in examples])}).values()
+    return np.asarray(logits.argmax(-1) == [label for _, label in examples], np.float64)
+
+
+def _drawn(split: str, count: int) -> list[Example]:
+    """Examples at random: the files have them class by class."""
+    every, labels = images(split)
+    order = np.random.default_rng(0).permutation(len(labels))[:count]
+    return [(every[index], int(labels[index])) for index in order]

@@ -27,6 +27,15 @@ class Method:
     kind: str  # a key of benchmarks.peers.tools.TOOLS, or "alula"
     settings: Mapping[str, Any] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+    module: str = "benchmarks.peers.tools"
+    environment: str = ".venv-peers"  # where it runs, unless it is alula
+
+    @property
+    def command(self) -> list[str]:
+        """The child that carries it out."""
+        if self.kind == "alula":
+            return [sys.executable, "-m", "benchmarks.peers.ours"]
+        return [str(ROOT / self.environment / "bin" / "python"), "-m", self.module]
 
 
 def require_peers() -> None:
@@ -54,7 +63,7 @@ def call(
     folder.mkdir(parents=True, exist_ok=True)
     order = Order(method.kind, method.settings, str(model), str(calibration), memory_limit_bytes)
     write_json(folder / ORDER_FILE, asdict(order))
-    failure = _run(method.kind, folder, timeout_seconds)
+    failure = _run(method, folder, timeout_seconds)
     if failure and ran_out_of_memory((folder / "log.txt").read_text(errors="replace")):
         failure = f"asked for more than the {memory_limit_bytes / 2**30:.3g} GiB that it was allowed"
     report = read_report(folder)
@@ -64,16 +73,14 @@ def call(
     return report
 
 
-def _run(kind: str, folder: Path, timeout_seconds: int) -> str:
+def _run(method: Method, folder: Path, timeout_seconds: int) -> str:
     """Run the child with its output in log.txt; the reason why it failed, or nothing."""
-    ours = kind == "alula"
-    command = [sys.executable if ours else str(PEERS_PYTHON), "-m", f"benchmarks.peers.{'ours' if ours else 'tools'}"]
     quiet = {"CI": "true", "NNCF_CI": "1"}  # OpenVINO and NNCF send usage statistics unless they run in CI
     environment = os.environ | quiet | {"PYTHONPATH": str(ROOT)}  # ONNX Runtime's tools drop files where they run
     with (folder / "log.txt").open("w") as output:
         try:
             done = subprocess.run(
-                [*command, str(folder.resolve())],
+                [*method.command, str(folder.resolve())],
                 cwd=folder,
                 env=environment,
                 stdout=output,

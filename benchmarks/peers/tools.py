@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -25,12 +25,15 @@ Made = tuple[Sequence[Path], Sequence[str]]
 class Reader:
     """Feeds as ONNX Runtime's calibration reads them."""
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds = feeds
         self.set_range(0, len(feeds))
 
     def __len__(self) -> int:
         return len(self._feeds)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(self._feeds)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Go on with this range."""
