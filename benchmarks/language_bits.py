@@ -40,7 +40,9 @@ RESULTS: Final = Path(__file__).parent / "results"
 ROWS: Final = {"8 bits": 8, "4 bits": 4, "3 bits": 3, "2 bits": 2}
 CALIBRATION: Final = 32  # windows
 TABLES: Final = ("Op:Gather",)
-ALONE: Final = {  # tools that see weights alone: their settings and bits
+ALONE: Final[
+    dict[str, tuple[str, dict[str, Any], tuple[int, ...]]]
+] = {  # tools that see weights alone: their settings and bits
     "HQQ": ("hqq", {}, (8, 4, 3, 2)),
     "optimum-quanto": ("quanto", {}, (8, 4, 2)),
 }
