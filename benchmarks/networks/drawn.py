@@ -45,7 +45,7 @@ def resnet20() -> Network:
 
 
 def minilm() -> Network:
-    """The spam filter: drawn from the messages that its head was trained on, scored on others (all are in random order)."""
+    """The spam filter: drawn from what its head was trained on, scored on others; messages are in random order."""
     examples = read_examples()
     training, others = examples[:TRAINING], examples[TRAINING : TRAINING + TEST_MESSAGES]
     pool = [feeds for feeds, _ in training]
