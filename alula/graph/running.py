@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from alula.graph.model import Model
 
 
-def open_session(model: Model, *, threads: int = 0, optimise: bool = True) -> Any:
+def open_session(model: Model, *, threads: int = 0, optimise: bool = True, spin: bool = True) -> Any:
     """An ONNX Runtime CPU session over the graph; ``threads`` 0 lets the runtime choose.
+
+    With ``spin`` its threads wait for more work by asking for it all the time, which takes the cores from whatever else
+    computes between two runs.
 
     Raises:
         ModelError: ONNX Runtime refuses the graph; the message holds its reason.
@@ -29,6 +32,8 @@ def open_session(model: Model, *, threads: int = 0, optimise: bool = True) -> An
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -49,8 +54,8 @@ def first_line(error: BaseException) -> str:
 class Runner:
     """A callable that runs one graph: feeds by input name in, outputs by name out."""
 
-    def __init__(self, model: Model, *, threads: int = 0, optimise: bool = True) -> None:
-        self._session = open_session(model, threads=threads, optimise=optimise)
+    def __init__(self, model: Model, *, threads: int = 0, optimise: bool = True, spin: bool = True) -> None:
+        self._session = open_session(model, threads=threads, optimise=optimise, spin=spin)
         self._inputs = model.inputs
         self._output_names = [spec.name for spec in model.outputs]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from alula.graph.coded import Coded, coded
 from alula.graph.editing import Editor
 from alula.graph.layers import Layer
 from alula.graph.model import Model, Note
+from alula.graph.residuals import residual_blocks
 
 Granularity: TypeAlias = Literal["layer", "block"]
 
@@ -62,34 +63,25 @@ class Part:
 def parts_of(quantized: Model, original: Model, granularity: Granularity) -> tuple[tuple[Part, ...], tuple[Note, ...]]:
     """The parts of a quantized graph, in the order in which they are computed, and why other layers are in none.
 
-    Blocks are those of the float graph with two layers or more, the inner ones of those that hold others; layers that
-    are in none of them are parts of their own. To a layer belongs the activation function behind it.
+    Blocks are those of the float graph with two layers or more, residual ones and others that it could do without: of
+    those that overlap, one that reads a single tensor comes before one that reads several, and an inner one before one
+    that holds it. Layers that are in none are parts of their own. To a layer, and to the sum of a residual block,
+    belongs the activation function behind it.
     """
     finder = _Finder(quantized, original)
     layers, notes = finder.layers()
     order = {layer.name: number for number, layer in enumerate(original.layers())}
     found: list[Part] = []
     free = {layer.name: layer for layer in layers}
-    for block in _inner(find_blocks(original)) if granularity == "block" else ():
-        inside = [free[name] for name in block.layers if name in free]
-        part = finder.block(block, inside) if len(inside) > 1 else None
-        if part is not None:
+    for part in finder.blocks(layers) if granularity == "block" else ():
+        if all(name in free for name in part.layers):
             found.append(part)
-            free = {name: layer for name, layer in free.items() if layer not in inside}
+            free = {name: layer for name, layer in free.items() if name not in part.layers}
     for layer in free.values():
         single = finder.layer(layer)
         found += [single] if isinstance(single, Part) else []
         notes += [single] if isinstance(single, Note) else []
     return tuple(sorted(found, key=lambda part: order[part.layers[-1]])), tuple(notes)
-
-
-def _inner(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Blocks of several layers that have none in common, the inner ones first: each stands behind those inside it."""
-    taken: set[str] = set()
-    for block in sorted(blocks, key=lambda block: len(block.layers)):
-        if len(block.layers) > 1 and not taken & set(block.layers):
-            taken.update(block.layers)
-            yield block
 
 
 class _Finder:
@@ -148,16 +140,35 @@ class _Finder:
         error = held.values(self._editor).astype(np.float64) - weight
         return bool(np.square(error).sum() <= _FARTHEST * np.square(weight).sum())
 
+    def blocks(self, layers: Sequence[Layer]) -> list[Part]:
+        """Blocks as parts, those first that are to be taken where several overlap; of these layers two or more each."""
+        known = find_blocks(self._original)
+        others = {block.layers for block in known}
+        added = [block for block in residual_blocks(self._original) if block.layers not in others]
+        found = []
+        for block in (*known, *added):
+            inside = [layer for layer in layers if layer.name in block.layers]
+            part = self.block(block, inside) if len(inside) > 1 else None
+            found += [] if part is None else [part]
+        return sorted(found, key=lambda part: (len(part.inputs) > 1, len(part.layers)))
+
     def block(self, block: Block, layers: Sequence[Layer]) -> Part | None:
         """A block as a part; None where the quantized graph has not its tensors."""
         try:
             start, end = self._editor.value(block.input), self._editor.value(block.output)
         except ModelError:
             return None
+        end = self._with_activation(end)
         nodes = _between(self._editor.graph, start, end)
         if not {layer.name for layer in layers} <= {str(node.name) for node in nodes}:
             return None
         return self._part(block.name, nodes, end, layers)
+
+    def _with_activation(self, end: ir.Value) -> ir.Value:
+        """What the activation function behind a sum gives, where there is one in the float graph too."""
+        node = end.producer()
+        behind = [_given(one) for one in _behind(node)] if node is not None and node.op_type in {"Add", "Sum"} else []
+        return next((value for value in reversed(behind) if value.name in self._floats), end)
 
     def layer(self, layer: Layer) -> Part | Note:
         """A layer, with what quantizes its inputs and the activation function behind it, as a part."""

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from alula.errors import DataError, RecipeError, StorageError, at, require
@@ -32,10 +31,10 @@ from alula.graph.feeds import Feeds
 from alula.graph.feeds import feeds_of as calibration_feeds
 from alula.graph.lifting import to_torch
 from alula.graph.model import Model, Note
-from alula.graph.running import Runner
 from alula.settings import check_rules, check_settings, expect
 from alula.training.adaptive_rounding import Kept, error_of, keep, learn_rounding
 from alula.training.checkpoint import load_state, save_state
+from alula.training.flow import Flow
 from alula.training.parts import Granularity, Part, parts_of
 from alula.training.progress import counting
 
@@ -58,7 +57,8 @@ class Reconstruction:
         drop: probability that an element of an activation inside a part is left unquantized in a step (QDrop).
         scale_rate: the highest relative change of the scale of an activation in one step
             (:mod:`alula.training.scales`); 0: they stay as they are. Those that several parts read stay in any case.
-        half: what parts read and give is kept as float16, where it fits in.
+        half: what a part reads and gives is kept as float16, where it fits in, and nothing else: it is computed from
+            the inputs on for each part. Less than half of the memory, and more time.
         seed: of the order of calls and of what is left unquantized.
     """
 
@@ -148,17 +148,20 @@ class _Run:
         """The graph with all parts rounded anew, from where an earlier run stopped."""
         identity = hash_all([quantized.fingerprint, self._original.fingerprint, self._settings, self._feeds])
         model, done = self._resumed(quantized, identity)
+        hold = not self._settings.half
+        self._rounded, self._wanted = Flow(self._feeds, hold=hold), Flow(self._feeds, hold=hold)
         with counting("rounding") as report:
             for number in range(done, len(parts)):
                 start, total = number * self._settings.steps, len(parts) * self._settings.steps
                 with at(f"rounding of {parts[number].name!r}"):
-                    model = self._round(model, parts[number], number, lambda step: report(start + step, total))  # noqa: B023
+                    model = self._round(model, parts[number:], number, lambda step: report(start + step, total))  # noqa: B023
                 self._save(quantized, model, number + 1, identity)
         return model
 
-    def _round(self, model: Model, part: Part, number: int, on_step: Callable[[int], None]) -> Model:
-        """The graph with one part rounded anew, where that makes its error less."""
-        kept = self._kept(model, part)
+    def _round(self, model: Model, parts: Sequence[Part], number: int, on_step: Callable[[int], None]) -> Model:
+        """The graph with the first of the parts that are left rounded anew, where that makes its error less."""
+        part = parts[0]
+        kept = self._kept(model, parts)
         piece = cut_out(model, part.inputs, [part.output])
         before = error_of(piece, kept)
         if before == 0:
@@ -174,16 +177,21 @@ class _Run:
         text = f"rounding learned: error {error / size:.3g} of its output's square, before {before / size:.3g}"
         _log.info("%s: %s", part.name, text)
         made = graft(model, after)
+        self._rounded.change(part.layers)
         return made.edited(made.edit(), [Note(part.name, text)])
 
-    def _kept(self, model: Model, part: Part) -> Kept:
-        """What a part reads in the graph as it is rounded so far, and what it gives in the float graph."""
-        half = self._settings.half
+    def _kept(self, model: Model, parts: Sequence[Part]) -> Kept:
+        """What the first of some parts reads in the graph as it is rounded so far, and gives in the float graph."""
+        part, half = parts[0], self._settings.half
+        reads = [name for one in parts[1:] for name in one.inputs]
+        gives = [one.output for one in parts[1:]]
         given = [
             {name: keep(array, half=half) for name, array in call.items()}
-            for call in _computed(model, part.inputs, self._feeds)
+            for call in self._rounded.tensors(model, part.inputs, reads)
         ]
-        wanted = [keep(call[part.output], half=half) for call in _computed(self._original, [part.output], self._feeds)]
+        wanted = [
+            keep(call[part.output], half=half) for call in self._wanted.tensors(self._original, [part.output], gives)
+        ]
         return Kept(tuple(given), tuple(wanted), self._device)
 
     def _save(self, quantized: Model, model: Model, done: int, identity: str) -> None:
@@ -211,22 +219,6 @@ class _Run:
             editor.replace_constant(name, tensor.numpy().astype(editor.array(name).dtype))
         _log.info("rounding goes on after %d parts", facts["done"])
         return quantized.edited(editor.model, [Note(**note) for note in facts["notes"]]), int(facts["done"])
-
-
-def _computed(model: Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[dict[str, np.ndarray]]:
-    """Tensors of a graph by name, for each feed.
-
-    Raises:
-        DataError: one is not finite.
-    """
-    inside = [name for name in tensors if name not in {spec.name for spec in model.inputs}]
-    run = Runner(cut_out(model, [spec.name for spec in model.inputs], inside), optimise=False) if inside else None
-    for feed in feeds:
-        made = {**feed, **(run(feed) if run is not None else {})}
-        for name in inside:
-            if made[name].dtype.kind == "f" and not np.isfinite(made[name]).all():
-                raise DataError(f"the graph gives NaN or infinity at {name!r} on these data; remove such rows")
-        yield {name: made[name] for name in tensors}
 
 
 def _nothing_to_do(notes: Sequence[Note]) -> str:

@@ -1,4 +1,4 @@
-"""The other tools, each at its best settings: ``python -m benchmarks.peers.tools FOLDER`` carries out FOLDER's order.
+"""The other tools, each at its best settings: ``python -m benchmarks.peers.tools FOLDER ...`` carries out their orders.
 
 Runs in the virtual environment of the other tools, which holds neither alula nor torch.
 """
@@ -229,7 +229,12 @@ def import_packages(kind: str) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    for folder in map(Path, sys.argv[1:]):
+        follow(folder)
+
+
+def follow(folder: Path) -> None:
+    """Carry out the order in a folder."""
     order = read_order(folder)
     work, packages = TOOLS[order.kind]
     import_packages(order.kind)
