@@ -230,7 +230,7 @@ def render(results: Row) -> str:
             f"{found['calibration']}. {found['matrices']} matrices with {found['weights']:,} weights, steps {steps};",
             f"float file {found['float_bytes'] / 1e6:.2f} MB.",
         ]  # fmt: skip
-        for bits, row in found["rows"].items():
+        for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
             lines += ["", f"### {name}, {bits} bits", "", COLUMNS, *(table_line(*one) for one in row.items())]
             lines += ["", *(f"- {who} gave nothing: {one['failure']}" for who, one in row.items() if "failure" in one)]
     commits, known = said(results)
@@ -273,7 +273,7 @@ def summary(networks: Mapping[str, Row]) -> Iterator[str]:
            "| alula's error | least of theirs | times alula's (95 %) |")  # fmt: skip
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, found in networks.items():
-        for bits, row in found["rows"].items():
+        for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
             others = {who: one for who, one in row.items() if not who.startswith("alula") and "score" in one}
             if OURS in row and others:
                 best = max(others, key=lambda who: (others[who]["score"], -others[who]["error"]))
