@@ -231,6 +231,8 @@ def render(results: Row) -> str:
             f"float file {found['float_bytes'] / 1e6:.2f} MB.",
         ]  # fmt: skip
         for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
+            if not row:
+                continue
             lines += ["", f"### {name}, {bits} bits", "", COLUMNS, *(table_line(*one) for one in row.items())]
             lines += ["", *(f"- {who} gave nothing: {one['failure']}" for who, one in row.items() if "failure" in one)]
     commits, known = said(results)
