@@ -71,6 +71,10 @@ CONTENDERS: Final[dict[str, Contender]] = {
         weights(rounding="gptq", symmetric=False, bias_correction="data"),
         bits=FEW, zero_point=None, kinds=("convolutions", "recurrent"),
     ),
+    "alula: GPTQ in order, zero points, biases corrected": Contender(
+        weights(sequential=True, rounding="gptq", symmetric=False, bias_correction="data"),
+        bits=FEW, zero_point=None, kinds=("convolutions", "recurrent"),
+    ),
     "alula: AWQ, then GPTQ in order, zero points": Contender(
         aware(symmetric=False), bits=FEW, zero_point=None, kinds=TRANSFORMERS
     ),
@@ -231,7 +235,9 @@ def render(results: Row) -> str:
             f"{found['calibration']}. {found['matrices']} matrices with {found['weights']:,} weights, steps {steps};",
             f"float file {found['float_bytes'] / 1e6:.2f} MB.",
         ]  # fmt: skip
-        for bits, row in found["rows"].items():
+        for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
+            if not row:
+                continue
             lines += ["", f"### {name}, {bits} bits", "", COLUMNS, *(table_line(*one) for one in row.items())]
             lines += ["", *(f"- {who} gave nothing: {one['failure']}" for who, one in row.items() if "failure" in one)]
     commits, known = said(results)
@@ -274,7 +280,7 @@ def summary(networks: Mapping[str, Row]) -> Iterator[str]:
            "| alula's error | least of theirs | times alula's (95 %) |")  # fmt: skip
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, found in networks.items():
-        for bits, row in found["rows"].items():
+        for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
             others = {who: one for who, one in row.items() if not who.startswith("alula") and "score" in one}
             if OURS in row and others:
                 best = max(others, key=lambda who: (others[who]["score"], -others[who]["error"]))

@@ -11,15 +11,24 @@ does for all layers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from alula.errors import DataError, RecipeError
 from alula.graph.cutting import substitute
 from alula.graph.feeds import Feeds
 from alula.graph.layers import Layer
 from alula.graph.model import Model
-from alula.graph.moments import MomentSum, SecondMoments, reading_of
-from alula.graph.statistics import MomentRequest, Statistics, collect
+from alula.graph.moments import MomentSum, reading_of
+from alula.graph.statistics import (
+    AnyRequest,
+    MomentRequest,
+    Request,
+    Statistics,
+    collect,
+    summarise_arrays,
+)
 from alula.graph.walking import Walk
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
@@ -39,15 +48,16 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
         feeds: calibration data, all of which are kept.
 
     Raises:
-        RecipeError: another technique, or one that corrects biases.
+        RecipeError: another technique, or one that corrects biases by normalisations.
         DataError: there are no feeds, they do not fit, or lead to NaN or infinity.
         ModelError: the graph has bodies of If, Loop or Scan.
     """
     if not isinstance(technique, QuantizeWeights):
         raise RecipeError(f"sequential=True is for QuantizeWeights, which treats each layer by itself, not for "
                           f"{type(technique).__name__}; leave it out")  # fmt: skip
-    if technique.bias_correction is not None:
-        raise RecipeError("sequential=True sees second moments alone, not what biases are corrected by; leave one out")
+    if technique.bias_correction == "normalisations":
+        raise RecipeError('sequential=True takes layers apart from the normalisations before them; correct biases by '
+                          '"data", or not at all')  # fmt: skip
     feeds = list(feeds)
     if not feeds:
         raise DataError("calibration data is empty; give at least one example")
@@ -58,11 +68,10 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
         model = technique.apply(model, Context(others, collect(model, feeds, requests) if requests else Statistics()))
     walk, pieces = Walk(model, feeds), dict[str, Model]()
     for number, group in enumerate(groups, 1):
-        moments = _moments(model, walk, group)
         piece = walk.piece(group)
-        named = {layer.output: layer.name for layer in group}  # a layer called as a tensor has another name in a piece
-        seen = Statistics(moments={layer.name: moments[named[layer.output]] for layer in piece.layers()})
-        rounded = technique.apply(piece, Context(piece.layers(), seen))
+        layers = piece.layers()
+        seen = _seen(piece, technique.requests(piece, layers), list(walk.reach(group[0].input)))
+        rounded = technique.apply(piece, Context(layers, seen))
         walk.replace(group, rounded)
         pieces |= dict.fromkeys((layer.name for layer in group), rounded)
         _log.info("%d of %d: %s", number, len(groups), ", ".join(layer.name for layer in group))
@@ -70,25 +79,33 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
 
 
 def _groups(model: Model, technique: QuantizeWeights, layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers whose second moments are used and whose weights are theirs alone, by the one tensor that they read."""
-    wanted = {one.layer for one in technique.requests(model, layers) if isinstance(one, MomentRequest)}
+    """Layers of whose input something is used and whose weights are theirs alone, by the one tensor that they read."""
+    requests = technique.requests(model, layers)
+    wanted = {one.layer for one in requests if isinstance(one, MomentRequest)}
+    read = {one.tensor for one in requests if isinstance(one, Request)}
     nodes = {str(node.name): node for node in model.graph}
     found: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
         alone = all(len(model.graph.initializers[name].uses()) == 1 for name in layer.weights)
-        if layer.name in wanted and alone:
-            read = [value for value in nodes[layer.name].inputs if value is not None and not value.is_initializer()]
-            found.setdefault((layer.input, "" if len(read) == 1 else layer.name), []).append(layer)
+        if alone and (layer.name in wanted or layer.input in read):
+            given = [value for value in nodes[layer.name].inputs if value is not None and not value.is_initializer()]
+            found.setdefault((layer.input, "" if len(given) == 1 else layer.name), []).append(layer)
     return list(found.values())
 
 
-def _moments(model: Model, walk: Walk, group: Sequence[Layer]) -> Mapping[str, SecondMoments]:
-    """The second moments of what some layers read of one tensor, by the layer's name."""
-    nodes = {str(node.name): node for node in model.graph}
-    readings = {layer.name: reading_of(layer, nodes[layer.name]) for layer in group}
+def _seen(piece: Model, requests: Iterable[AnyRequest], arrays: Sequence[np.ndarray]) -> Statistics:
+    """What was requested of the one tensor that a piece reads, whose values are at hand.
+
+    All were computed before: the threads of the runtime and those of products would fight for the cores.
+    """
+    nodes = {str(node.name): node for node in piece.graph}
+    layers = {layer.name: layer for layer in piece.layers()}
+    names = [one.layer for one in requests if isinstance(one, MomentRequest)]
+    readings = {name: reading_of(layers[name], nodes[name]) for name in names}
     sums = {reading: MomentSum(reading) for reading in readings.values()}
-    for array in list(walk.reach(group[0].input)):  # all run first: two thread pools would fight for the cores
+    for array in arrays:
         for one in sums.values():
             one.add(array)
     frozen = {reading: one.freeze() for reading, one in sums.items()}
-    return {name: frozen[reading] for name, reading in readings.items()}
+    tensors = summarise_arrays(arrays, [one for one in requests if isinstance(one, Request)])
+    return Statistics(tensors, len(arrays), moments={name: frozen[reading] for name, reading in readings.items()})

@@ -71,7 +71,7 @@ def by_hqq(matrices: Path, calibration: Path, folder: Path, settings: Settings) 
     def numbers(matrix: np.ndarray) -> np.ndarray:
         codes, meta = quantizer.quantize(
             torch.from_numpy(matrix), nbits=settings["bits"], group_size=group_of(matrix, settings["block"]), axis=1,
-            compute_dtype=torch.float32, device="cpu",
+            compute_dtype=torch.float32, device="cpu", bitpack=False,  # packing wants a multiple of 4 rows
         )  # fmt: skip
         return np.asarray(quantizer.dequantize(codes, meta).float().numpy())
 

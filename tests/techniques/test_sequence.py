@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ import alula
 from alula.errors import AlulaError, DataError, ModelError, RecipeError
 from alula.graph.cutting import cut_out
 from alula.graph.export import export_module
-from alula.graph.statistics import MomentRequest, collect
+from alula.graph.statistics import collect
 from alula.recipe import Recipe, Step, apply_recipe
 from alula.techniques import Context, Quantize, QuantizeWeights
 from alula.testing.models import convolution_network, dense_network, model_from_text, random_feeds
@@ -50,17 +52,26 @@ def textbook(model, technique, data):
     order = {str(layer.name): layer.input for layer in model.layers()}
     for tensor in tensors:
         layers = tuple(layer for layer in model.layers() if order[layer.name] == tensor)
-        seen = collect(model, [{model.inputs[0].name: data}], [MomentRequest(layer.name) for layer in layers])
+        seen = collect(model, [{model.inputs[0].name: data}], technique.requests(model, layers))
         model = technique.apply(model, Context(layers, seen))
     return model
 
 
+@pytest.mark.parametrize(
+    "technique",
+    [
+        GPTQ,
+        replace(GPTQ, bias_correction="data"),
+        replace(GPTQ, rounding="nearest", bias_correction="data"),
+    ],
+    ids=["gptq", "biases too", "biases alone"],
+)
 @pytest.mark.parametrize("make", [dense_network, convolution_network, "branches"])
-def test_it_is_what_whole_runs_for_each_tensor_give(make, branches):
+def test_it_is_what_whole_runs_for_each_tensor_give(make, technique, branches):
     model = branches if make == "branches" else make()
     data = rows(model, 16) if make != "branches" else rows(model, 16)[:, :7]
-    found = apply_recipe(model, Recipe((Step(GPTQ, sequential=True),)), data)
-    expected = textbook(model, GPTQ, data)
+    found = apply_recipe(model, Recipe((Step(technique, sequential=True),)), data)
+    expected = textbook(model, technique, data)
     assert set(found.graph.initializers) == set(expected.graph.initializers)
     for name in expected.graph.initializers:
         one, other = found.weight(name), expected.weight(name)
@@ -106,8 +117,8 @@ def test_the_front_door_and_its_errors(branches):
     }
     with pytest.raises(RecipeError, match="sequential=True is for QuantizeWeights"):
         alula.quantize(branches, data, technique=Quantize(), sequential=True)
-    with pytest.raises(RecipeError, match="what biases are corrected by"):
-        alula.quantize(branches, data, technique=QuantizeWeights(bias_correction="data"), sequential=True)
+    with pytest.raises(RecipeError, match="apart from the normalisations"):
+        alula.quantize(branches, data, technique=QuantizeWeights(bias_correction="normalisations"), sequential=True)
     with pytest.raises(DataError, match="needs calibration data"):
         alula.quantize(branches, technique=QuantizeWeights(), sequential=True)
     with pytest.raises(DataError, match="the calibration data themselves"):
