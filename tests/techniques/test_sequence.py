@@ -73,12 +73,13 @@ def test_it_is_what_whole_runs_for_each_tensor_give(make, technique, branches):
     found = apply_recipe(model, Recipe((Step(technique, sequential=True),)), data)
     expected = textbook(model, technique, data)
     assert set(found.graph.initializers) == set(expected.graph.initializers)
+    exact = technique.bias_correction is None  # in whole runs the runtime rounds what rounded layers read to 8 bits
     for name in expected.graph.initializers:
-        one, other = found.weight(name), expected.weight(name)
-        np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=1e-5, atol=1e-6, err_msg=name)
+        one, other = (made.weight(name).astype(np.float32) for made in (found, expected))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 if exact else 3e-3, err_msg=name)
     feeds = random_feeds(found)
     for name, array in expected.run(feeds).items():
-        np.testing.assert_allclose(found.run(feeds)[name], array, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.run(feeds)[name], array, rtol=1e-4, atol=1e-5 if exact else 3e-3)
 
 
 def test_graph_notes_and_names_stay(branches):
