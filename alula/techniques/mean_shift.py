@@ -10,6 +10,7 @@ import onnx_ir as ir
 from alula.graph.editing import Editor
 from alula.graph.known import producer_of
 from alula.graph.layers import Layer
+from alula.graph.model import Model
 from alula.graph.statistics import Statistics
 from alula.numerics.correction import clipped_normal_mean, expected_error_bias
 from alula.techniques.biases import alpha_of
@@ -54,6 +55,19 @@ def correct_bias(editor: Editor, layer: Layer, error: np.ndarray, means: np.ndar
     bias = np.zeros(channels, np.float32) if layer.bias is None else editor.array(layer.bias).ravel()
     if shift.any():
         set_bias(editor, node, layer, (bias - shift).astype(np.float32))
+
+
+def follow_means(piece: Model, before: Statistics, now: Statistics) -> Model:
+    """The graph with what it reads on average ``now``, instead of ``before``, taken off the biases of its layers.
+
+    So what was rounded in front of them does not move their mean outputs (Nagel et al. 2019, section 4.2, empirically).
+    """
+    editor = Editor(piece.edit())
+    for layer in piece.layers():
+        means = seen_means(before, layer), seen_means(now, layer)
+        if means[0] is not None and means[1] is not None and why_uncorrected(editor, layer) is None:
+            correct_bias(editor, layer, editor.array(layer.weight), means[1] - means[0])
+    return piece.edited(editor.model)
 
 
 def seen_means(statistics: Statistics, layer: Layer) -> np.ndarray | None:  # [channels]

@@ -30,6 +30,7 @@ from alula.graph.statistics import (
     summarise_arrays,
 )
 from alula.graph.walking import Walk
+from alula.techniques.mean_shift import follow_means
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
 
@@ -62,6 +63,8 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     if not feeds:
         raise DataError("calibration data is empty; give at least one example")
     groups = _groups(model, technique, layers)
+    means = {one for one in technique.requests(model, layers) if isinstance(one, Request)}
+    float_means = collect(model, feeds, means) if means else Statistics()
     others = tuple(layer for layer in layers if layer not in {one for group in groups for one in group})
     if others:
         requests = technique.requests(model, others)
@@ -69,9 +72,9 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     walk, pieces = Walk(model, feeds), dict[str, Model]()
     for number, group in enumerate(groups, 1):
         piece = walk.piece(group)
-        layers = piece.layers()
-        seen = _seen(piece, technique.requests(piece, layers), list(walk.reach(group[0].input)))
-        rounded = technique.apply(piece, Context(layers, seen))
+        seen = _seen(piece, technique.requests(piece, piece.layers()), list(walk.reach(group[0].input)))
+        piece = follow_means(piece, float_means, seen)
+        rounded = technique.apply(piece, Context(piece.layers(), seen))
         walk.replace(group, rounded)
         pieces |= dict.fromkeys((layer.name for layer in group), rounded)
         _log.info("%d of %d: %s", number, len(groups), ", ".join(layer.name for layer in group))
