@@ -78,6 +78,10 @@ CONTENDERS: Final[dict[str, Contender]] = {
     "alula: AWQ, then GPTQ in order, zero points": Contender(
         aware(symmetric=False), bits=FEW, zero_point=None, kinds=TRANSFORMERS
     ),
+    f"alula: GPTQ in order, biases corrected, then rounding learned in {LEARNED} steps a block": Contender(
+        weights(sequential=True, rounding="gptq", symmetric=False, bias_correction="data", learned=LEARNED),
+        bits=FEW, zero_point=None, kinds=CONVOLUTIONS,
+    ),
     f"alula: zero points, rounding learned in {LEARNED} steps a block": Contender(
         weights(symmetric=False, learned=LEARNED), bits=FEW, zero_point=None, kinds=CONVOLUTIONS
     ),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
+from alula.graph.feeds import Feeds
 from alula.graph.known import producer_of
 from alula.graph.layers import Layer
 from alula.graph.model import Model
@@ -57,17 +59,38 @@ def correct_bias(editor: Editor, layer: Layer, error: np.ndarray, means: np.ndar
         set_bias(editor, node, layer, (bias - shift).astype(np.float32))
 
 
-def follow_means(piece: Model, before: Statistics, now: Statistics) -> Model:
-    """The graph with what it reads on average ``now``, instead of ``before``, taken off the biases of its layers.
+def keep_means(
+    piece: Model, rounded: Model, run: Callable[[Feeds], Feeds], arrays: Sequence[np.ndarray], before: Statistics
+) -> Model:
+    """A rounded graph whose layers' mean outputs are those that calibration saw ``before`` (Nagel et al. 2019, 4.2).
 
-    So what was rounded in front of them does not move their mean outputs (Nagel et al. 2019, section 4.2, empirically).
+    Whatever moved them is taken off the biases: the rounding of these layers, and of those in front.
+
+    Args:
+        piece: layers that read one tensor.
+        rounded: the same, rounded.
+        run: computes what the rounded graph gives.
+        arrays: the tensor that is read, on all data.
+        before: means of the outputs' channels in the float graph.
     """
-    editor = Editor(piece.edit())
-    for layer in piece.layers():
-        means = seen_means(before, layer), seen_means(now, layer)
-        if means[0] is not None and means[1] is not None and why_uncorrected(editor, layer) is None:
-            correct_bias(editor, layer, editor.array(layer.weight), means[1] - means[0])
-    return piece.edited(editor.model)
+    editor = Editor(rounded.edit())
+    layers = [layer for layer in piece.layers() if why_uncorrected(editor, layer) is None and layer.output in before]
+    (read,) = {layer.input for layer in piece.layers()}
+    totals = {layer.output: np.zeros(layer.shape[layer.output_axis]) for layer in layers}
+    counts = dict.fromkeys(totals, 0)
+    for array in arrays if layers else ():
+        given = run({read: array})
+        for layer in layers:
+            rows = np.moveaxis(given[layer.output], channel_axis(layer), -1).reshape(-1, len(totals[layer.output]))
+            totals[layer.output] += rows.sum(0, dtype=np.float64)
+            counts[layer.output] += len(rows)
+    for layer in layers:
+        node, wanted = editor.node(layer.name), before[layer.output].channels[channel_axis(layer)].mean
+        shift = totals[layer.output] / max(counts[layer.output], 1) - wanted
+        bias = np.zeros(len(shift), np.float32) if layer.bias is None else editor.array(layer.bias).ravel()
+        beta = float(node.attributes.get_float("beta", 1.0))
+        set_bias(editor, node, layer, (bias - shift / beta).astype(np.float32))
+    return rounded.edited(editor.model)
 
 
 def seen_means(statistics: Statistics, layer: Layer) -> np.ndarray | None:  # [channels]

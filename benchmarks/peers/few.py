@@ -61,9 +61,14 @@ class Bench:
         self.files = {name: part.save(folder / f"{name}.onnx") for name, part in self.parts.items()}
         self.run = opened(self.files)
 
+    def excluded(self, part: str) -> tuple[str, ...]:
+        """Patterns of layers of a part that stay in float for everyone."""
+        operators = {f"Op:{layer.operator}" for layer in self.parts[part].layers()}
+        return tuple(one for one in self.network.exclude if not one.startswith("Op:") or one in operators)
+
     def layers(self, part: str) -> tuple[Layer, ...]:
         """The layers of a part that everyone quantizes."""
-        return select(self.parts[part].layers(), ("*",), self.network.exclude)
+        return select(self.parts[part].layers(), ("*",), self.excluded(part))
 
     @cached_property
     def examples(self) -> Sequence[Any]:
@@ -192,7 +197,7 @@ def weights(*, sequential: bool = False, learned: int = 0, **settings: Any) -> M
         technique = alula.QuantizeWeights(bits=bits, block=bench.network.block, smallest=1, **settings)
         model, data = bench.parts[part], bench.rows(part)
         reads = sequential or settings.get("rounding") == "gptq" or settings.get("bias_correction") == "data"
-        made = alula.quantize(model, data if reads else None, technique=technique, exclude=bench.network.exclude,
+        made = alula.quantize(model, data if reads else None, technique=technique, exclude=bench.excluded(part),
                               sequential=sequential)  # fmt: skip
         if not learned:
             return made
@@ -208,7 +213,7 @@ def aware(**settings: Any) -> Make:
         form = {"bits": bits, "block": bench.network.block, "symmetric": settings.get("symmetric", True)}
         scaled = alula.ActivationAware(**form)
         rounded = alula.QuantizeWeights(**form, smallest=1, rounding="gptq")
-        exclude = bench.network.exclude
+        exclude = bench.excluded(part)
         steps = (alula.Step(scaled, exclude=exclude), alula.Step(rounded, exclude=exclude, sequential=True))
         return alula.apply_recipe(bench.parts[part], alula.Recipe(steps), bench.rows(part))
 
@@ -257,7 +262,7 @@ class Contender:
             np.savez(model, **matrices)
         settings = {"bits": bits, "block": bench.network.block, **self.settings}
         settings["mode"] = str(settings.get("mode", "")).format(bits=bits)
-        settings["ignored_types"] = [one.removeprefix("Op:") for one in bench.network.exclude if one.startswith("Op:")]
+        settings["ignored_types"] = [one.removeprefix("Op:") for one in bench.excluded(part) if one.startswith("Op:")]
         method = Method(self.tool, self.tool, settings, module="benchmarks.peers.weights_only",
                         environment=".venv-fewbits")  # fmt: skip
         assert bench.calibration  # which is written where children find it

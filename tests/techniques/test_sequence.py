@@ -72,15 +72,14 @@ def test_it_is_what_whole_runs_for_each_tensor_give(make, branches):
 
 
 DEEP = """net (float[n, 6, 4, 4] x) => (float[n, 3] y) {
-    a = Conv <group = 2> (x, first) b = Relu (a) c = Conv (b, second, bias) d = Relu (c)
+    a = Conv <group = 2> (x, first) b = Relu (a) c = Conv <pads = [1, 1, 1, 1]> (b, second, bias) d = Relu (c)
     e = GlobalAveragePool (d) f = Flatten (e) y = Gemm <transB = 1, alpha = 0.5> (f, last) }"""
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq", "hqq"])
 def test_biases_keep_the_mean_of_every_layer_whatever_was_rounded_before(rounding):
-    """Without padding the mean is the same at all places of a kernel, and is kept exactly."""
     random = np.random.default_rng(5)
-    shapes = {"first": (8, 3, 1, 1), "second": (10, 8, 1, 1), "bias": (10,), "last": (3, 10)}
+    shapes = {"first": (8, 3, 1, 1), "second": (10, 8, 3, 3), "bias": (10,), "last": (3, 10)}
     model = model_from_text(DEEP, {name: random.standard_normal(shape).astype(np.float32) + 0.3
                                    for name, shape in shapes.items()})  # fmt: skip
     x = (random.standard_normal((64, 6, 4, 4)) + 1).astype(np.float32)
