@@ -351,6 +351,19 @@ def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: I
     return collector.statistics()
 
 
+def summarise_arrays(arrays: Iterable[np.ndarray], requests: Iterable[Request]) -> dict[str, TensorStatistics]:
+    """What was requested of one tensor, all of whose values are at hand.
+
+    Raises:
+        DataError: they are not finite, or there are none.
+    """
+    accumulators = _accumulators(requests)
+    for array in arrays:
+        for accumulator in accumulators.values():
+            accumulator.add(array)
+    return {name: accumulator.freeze() for name, accumulator in accumulators.items()}
+
+
 def _of_kind(requests: Iterable[AnyRequest], kind: type[_Kind]) -> list[_Kind]:
     return [request for request in requests if isinstance(request, kind)]
 

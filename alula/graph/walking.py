@@ -63,7 +63,7 @@ class Walk:
 
     def replace(self, layers: Sequence[Layer], piece: Model) -> None:
         """Let another graph stand for some layers, from here on."""
-        self._waiting.append(decoded(piece))
+        self._waiting.append(_decoded(piece))
         self._done |= {layer.name for layer in layers}
         self._known |= {spec.name for spec in piece.outputs}
 
@@ -110,7 +110,7 @@ class Walk:
         return any(use.node.name not in self._done for use in value.uses())
 
 
-def decoded(piece: Model) -> Model:
+def _decoded(piece: Model) -> Model:
     """A piece with the numbers that its codes stand for as weights: a runtime would decode them at each run."""
     editor = Editor(piece.edit())
     for node in list(editor.graph):

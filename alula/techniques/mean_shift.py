@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from alula.graph.editing import Editor
-from alula.graph.feeds import Feeds
 from alula.graph.known import producer_of
 from alula.graph.layers import Layer
-from alula.graph.model import Model
 from alula.graph.statistics import Statistics
 from alula.numerics.correction import clipped_normal_mean, expected_error_bias
 from alula.techniques.biases import alpha_of
@@ -57,40 +54,6 @@ def correct_bias(editor: Editor, layer: Layer, error: np.ndarray, means: np.ndar
     bias = np.zeros(channels, np.float32) if layer.bias is None else editor.array(layer.bias).ravel()
     if shift.any():
         set_bias(editor, node, layer, (bias - shift).astype(np.float32))
-
-
-def keep_means(
-    piece: Model, rounded: Model, run: Callable[[Feeds], Feeds], arrays: Sequence[np.ndarray], before: Statistics
-) -> Model:
-    """A rounded graph whose layers' mean outputs are those that calibration saw ``before`` (Nagel et al. 2019, 4.2).
-
-    Whatever moved them is taken off the biases: the rounding of these layers, and of those in front.
-
-    Args:
-        piece: layers that read one tensor.
-        rounded: the same, rounded.
-        run: computes what the rounded graph gives.
-        arrays: the tensor that is read, on all data.
-        before: means of the outputs' channels in the float graph.
-    """
-    editor = Editor(rounded.edit())
-    layers = [layer for layer in piece.layers() if why_uncorrected(editor, layer) is None and layer.output in before]
-    (read,) = {layer.input for layer in piece.layers()}
-    totals = {layer.output: np.zeros(layer.shape[layer.output_axis]) for layer in layers}
-    counts = dict.fromkeys(totals, 0)
-    for array in arrays if layers else ():
-        given = run({read: array})
-        for layer in layers:
-            rows = np.moveaxis(given[layer.output], channel_axis(layer), -1).reshape(-1, len(totals[layer.output]))
-            totals[layer.output] += rows.sum(0, dtype=np.float64)
-            counts[layer.output] += len(rows)
-    for layer in layers:
-        node, wanted = editor.node(layer.name), before[layer.output].channels[channel_axis(layer)].mean
-        shift = totals[layer.output] / max(counts[layer.output], 1) - wanted
-        bias = np.zeros(len(shift), np.float32) if layer.bias is None else editor.array(layer.bias).ravel()
-        beta = float(node.attributes.get_float("beta", 1.0))
-        set_bias(editor, node, layer, (bias - shift / beta).astype(np.float32))
-    return rounded.edited(editor.model)
 
 
 def seen_means(statistics: Statistics, layer: Layer) -> np.ndarray | None:  # [channels]

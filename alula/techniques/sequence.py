@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from alula.errors import DataError, RecipeError
 from alula.graph.cutting import substitute
-from alula.graph.editing import Editor
 from alula.graph.feeds import Feeds
 from alula.graph.layers import Layer
 from alula.graph.model import Model
 from alula.graph.moments import MomentSum, reading_of
-from alula.graph.running import Runner
 from alula.graph.statistics import (
     AnyRequest,
     MomentRequest,
     Request,
     Statistics,
     collect,
+    summarise_arrays,
 )
-from alula.graph.walking import Walk, decoded
-from alula.techniques.mean_shift import channel_axis, keep_means, why_uncorrected
+from alula.graph.walking import Walk
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
 
@@ -65,19 +62,16 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     if not feeds:
         raise DataError("calibration data is empty; give at least one example")
     groups = _groups(model, technique, layers)
-    before = _float_means(model, technique, groups, feeds)
     others = tuple(layer for layer in layers if layer not in {one for group in groups for one in group})
     if others:
         requests = technique.requests(model, others)
         model = technique.apply(model, Context(others, collect(model, feeds, requests) if requests else Statistics()))
-    walk, pieces, alone = Walk(model, feeds), dict[str, Model](), replace(technique, bias_correction=None)
+    walk, pieces = Walk(model, feeds), dict[str, Model]()
     for number, group in enumerate(groups, 1):
-        piece, arrays = walk.piece(group), list(walk.reach(group[0].input))
-        seen = _seen(piece, alone.requests(piece, piece.layers()), arrays)
-        rounded = alone.apply(piece, Context(piece.layers(), seen))
-        if before:
-            run = Runner(decoded(rounded), optimise=False, spin=False)
-            rounded = keep_means(piece, rounded, run, arrays, before)
+        piece = walk.piece(group)
+        layers = piece.layers()
+        seen = _seen(piece, technique.requests(piece, layers), list(walk.reach(group[0].input)))
+        rounded = technique.apply(piece, Context(layers, seen))
         walk.replace(group, rounded)
         pieces |= dict.fromkeys((layer.name for layer in group), rounded)
         _log.info("%d of %d: %s", number, len(groups), ", ".join(layer.name for layer in group))
@@ -113,16 +107,5 @@ def _seen(piece: Model, requests: Iterable[AnyRequest], arrays: Sequence[np.ndar
         for one in sums.values():
             one.add(array)
     frozen = {reading: one.freeze() for reading, one in sums.items()}
-    return Statistics(runs=len(arrays), moments={name: frozen[reading] for name, reading in readings.items()})
-
-
-def _float_means(
-    model: Model, technique: QuantizeWeights, groups: Sequence[Sequence[Layer]], feeds: Sequence[Feeds]
-) -> Statistics:
-    """Means of what layers give in the float graph, by channel, where biases are to keep them."""
-    if technique.bias_correction is None:
-        return Statistics()
-    editor = Editor(model.edit())
-    layers = [layer for group in groups for layer in group if why_uncorrected(editor, layer) is None]
-    requests = [Request(layer.output, channel_axis=channel_axis(layer)) for layer in layers]
-    return collect(model, feeds, requests) if requests else Statistics()
+    tensors = summarise_arrays(arrays, [one for one in requests if isinstance(one, Request)])
+    return Statistics(tensors, len(arrays), moments={name: frozen[reading] for name, reading in readings.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ import alula
 from alula.errors import AlulaError, DataError, ModelError, RecipeError
 from alula.graph.cutting import cut_out
 from alula.graph.export import export_module
-from alula.graph.running import Runner
 from alula.graph.statistics import collect
 from alula.recipe import Recipe, Step, apply_recipe
 from alula.techniques import Context, Quantize, QuantizeWeights
@@ -56,48 +57,29 @@ def textbook(model, technique, data):
     return model
 
 
+@pytest.mark.parametrize(
+    "technique",
+    [
+        GPTQ,
+        replace(GPTQ, bias_correction="data"),
+        replace(GPTQ, rounding="nearest", bias_correction="data"),
+    ],
+    ids=["gptq", "biases too", "biases alone"],
+)
 @pytest.mark.parametrize("make", [dense_network, convolution_network, "branches"])
-def test_it_is_what_whole_runs_for_each_tensor_give(make, branches):
+def test_it_is_what_whole_runs_for_each_tensor_give(make, technique, branches):
     model = branches if make == "branches" else make()
     data = rows(model, 16) if make != "branches" else rows(model, 16)[:, :7]
-    found = apply_recipe(model, Recipe((Step(GPTQ, sequential=True),)), data)
-    expected = textbook(model, GPTQ, data)
+    found = apply_recipe(model, Recipe((Step(technique, sequential=True),)), data)
+    expected = textbook(model, technique, data)
     assert set(found.graph.initializers) == set(expected.graph.initializers)
+    exact = technique.bias_correction is None  # in whole runs the runtime rounds what rounded layers read to 8 bits
     for name in expected.graph.initializers:
         one, other = (made.weight(name).astype(np.float32) for made in (found, expected))
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 if exact else 3e-3, err_msg=name)
     feeds = random_feeds(found)
     for name, array in expected.run(feeds).items():
-        np.testing.assert_allclose(found.run(feeds)[name], array, rtol=1e-4, atol=1e-5)
-
-
-DEEP = """net (float[n, 6, 4, 4] x) => (float[n, 3] y) {
-    a = Conv <group = 2> (x, first) b = Relu (a) c = Conv <pads = [1, 1, 1, 1]> (b, second, bias) d = Relu (c)
-    e = GlobalAveragePool (d) f = Flatten (e) y = Gemm <transB = 1, alpha = 0.5> (f, last) }"""
-
-
-@pytest.mark.parametrize("rounding", ["nearest", "gptq", "hqq"])
-def test_biases_keep_the_mean_of_every_layer_whatever_was_rounded_before(rounding):
-    random = np.random.default_rng(5)
-    shapes = {"first": (8, 3, 1, 1), "second": (10, 8, 3, 3), "bias": (10,), "last": (3, 10)}
-    model = model_from_text(DEEP, {name: random.standard_normal(shape).astype(np.float32) + 0.3
-                                   for name, shape in shapes.items()})  # fmt: skip
-    x = (random.standard_normal((64, 6, 4, 4)) + 1).astype(np.float32)
-    technique = QuantizeWeights(bits=2, rounding=rounding, smallest=1, bias_correction="data")
-    made, apart = (apply_recipe(model, Recipe((Step(technique, sequential=order),)), x) for order in (True, False))
-    layers = [layer.output for layer in model.layers()]
-    shifts = {}
-    for name, one in (("in order", made), ("apart", apart)):
-        means = [{tensor: Runner(cut_out(graph, ["x"], [tensor]), optimise=False)({"x": x})[tensor]
-                  for tensor in layers} for graph in (model, one)]  # fmt: skip
-        shifts[name] = [np.abs(channel_means(means[1][tensor]) - channel_means(means[0][tensor])).max()
-                        for tensor in layers]  # fmt: skip
-    assert max(shifts["in order"]) < 1e-4
-    assert max(shifts["apart"]) > 1e-2
-
-
-def channel_means(array):
-    return array.mean(axis=(0, *range(2, array.ndim)))
+        np.testing.assert_allclose(found.run(feeds)[name], array, rtol=1e-4, atol=1e-5 if exact else 3e-3)
 
 
 def test_graph_notes_and_names_stay(branches):
