@@ -25,7 +25,6 @@ Feed: TypeAlias = Mapping[str, np.ndarray]
 CALIBRATION: Final = 128  # examples
 CHUNK: Final = 32  # of them that the scorer sees together
 CALLS: Final = 256  # of a part that are calibrated with at most, evenly spread
-COMPARED: Final = 96  # examples whose outputs are compared with those of the float network
 SCALE_BITS: Final = 16  # whatever a tool writes
 
 
@@ -39,6 +38,7 @@ class Network:
         exclude: patterns of layers that stay in float for everyone.
         halves: whether only the examples are scored that certify; else all.
         most: of them that are scored.
+        compared: examples whose outputs are compared with those of the float network.
         kind: ``transformer``, ``convolutions`` or ``recurrent``: which recipes are tried beside the fixed one.
     """
 
@@ -47,6 +47,7 @@ class Network:
     exclude: tuple[str, ...] = ()
     halves: bool = True
     most: int = 4_000
+    compared: int = 96
     kind: str = "transformer"
 
 
@@ -97,7 +98,9 @@ class Bench:
     def compared(self) -> dict[str, list[tuple[Feed, Feed]]]:
         """Feeds and outputs of the float network on some of the examples that are scored."""
         seen, watching = watched(self.run)
-        self.task.scorer(watching, [self.examples[index] for index in range(min(COMPARED, len(self.examples)))])
+        self.task.scorer(
+            watching, [self.examples[index] for index in range(min(self.network.compared, len(self.examples)))]
+        )
         return {part: _spread(calls, CALLS) for part, calls in seen.items()}
 
     def errors(self, run: Run) -> np.ndarray:
