@@ -142,7 +142,6 @@ def describe(bench: Bench) -> Row:
         "weights": sum(rows * columns for rows, columns in bench.shapes),
         "matrices": len(bench.shapes),
         "block": bench.network.block,
-        "compared": COMPARED[bench.network.kind],
         "float_bytes": sum(path.stat().st_size for path in bench.files.values()),
     }
 
@@ -186,9 +185,9 @@ def measured(bench: Bench, name: str, contender: Contender, bits: int) -> Row:
     }
     if not contender.matrices:
         row["file_bytes"] = sum(path.stat().st_size for path in files.values())
-    compared = folder_of(bench, bits, COMPARED[bench.network.kind]) / "values.npz"
-    if name != COMPARED[bench.network.kind] and compared.is_file():
-        with np.load(compared) as ours:
+    kept = folder_of(bench, bits, COMPARED[bench.network.kind]) / "values.npz"
+    if name != COMPARED[bench.network.kind] and kept.is_file():
+        with np.load(kept) as ours:
             row["behind_alula"] = interval(bench.task, summed(bench.task, ours["scores"]), scores)
             row["times_the_error"] = ratio(errors, ours["errors"])
     return row
@@ -252,11 +251,16 @@ def render(results: Row) -> str:
                 f"### {name}, {bits} bits",
                 "",
                 COLUMNS,
-                *(table_line(*one) for one in first(row, found["compared"])),
+                *(table_line(*one) for one in first(row, compared(name))),
             ]
             lines += ["", *(f"- {who} gave nothing: {one['failure']}" for who, one in row.items() if "failure" in one)]
     commits, known = said(results)
     return "\n".join([*lines, "", f"{results['machine'].get('processor', '')}; {known}; commit {commits}.", ""])
+
+
+def compared(network: str) -> str:
+    """The recipe of alula's that a network is compared by."""
+    return COMPARED[NETWORKS[network].kind]
 
 
 def first(row: Mapping[str, Row], name: str) -> list[tuple[str, Row]]:
@@ -302,10 +306,10 @@ def summary(networks: Mapping[str, Row]) -> Iterator[str]:
     for name, found in networks.items():
         for bits, row in sorted(found["rows"].items(), key=lambda one: -int(one[0])):
             others = {who: one for who, one in row.items() if not who.startswith("alula") and "score" in one}
-            if found["compared"] in row and others and all("behind_alula" in one for one in others.values()):
+            if compared(name) in row and others and all("behind_alula" in one for one in others.values()):
                 best = max(others, key=lambda who: (others[who]["score"], -others[who]["error"]))
                 closest = min(others, key=lambda who: float(others[who]["error"]))
-                ours, one = row[found["compared"]], others[best]
+                ours, one = row[compared(name)], others[best]
                 times = multiple(others[closest]["times_the_error"])
                 yield (f"| {name} | {bits} | {ours['score']:.4f} | {best} | {one['score']:.4f} | "
                        f"{spelled(one['behind_alula'])} | {ours['error']:.2g} | {closest} | {times} |")  # fmt: skip
