@@ -175,13 +175,8 @@ def render(result: Row) -> str:
             drop = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
             lines.append(f"| {key.replace(' / ', ' | ')} | {100 * row['score']:.2f} | {drop} | {_cost(row)} |")
     said = f"What was tried, by {LEARN} photos; error of the logits on {CALIBRATION - LEARN} others, as a share:"
-    lines += [
-        "",
-        said,
-        "",
-        "| bits | rounding | error | seconds | processor seconds | load |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["| bits | rounding | error | seconds | processor seconds | load |", "|---|---|---|---|---|---|"]
+    lines += ["", said, "", *head] if tried else []
     lines += [f"| {key.replace(' / ', ' | ')} | {row['error']:.4f} | {_cost(row)} |" for key, row in tried.items()]
     commits = sorted({row["commit"] for row in (*rows.values(), *tried.values())})
     known = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
