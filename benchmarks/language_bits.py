@@ -150,8 +150,12 @@ Make: TypeAlias = Callable[[], Made]
 def contenders(row: str, work: Path) -> dict[str, Make]:
     """Functions that make a quantized network and what is known of it, by name."""
     if row == WHOLE:
-        recipe = alula.Recipe((alula.Step(alula.QuantizeDynamic()),))
-        return {"alula: dynamic": partial(by_recipe, recipe, work)}
+        dynamic = alula.Step(alula.QuantizeDynamic())
+        turned = alula.Recipe((alula.Step(alula.Rotate()), dynamic))
+        return {
+            "alula: dynamic": partial(by_recipe, alula.Recipe((dynamic,)), work),
+            "alula: turned, dynamic": partial(by_recipe, turned, work),
+        }
     bits = ROWS[row]
     ours: dict[str, Make] = {name: partial(by_recipe, recipe, work) for name, recipe in recipes(bits).items()}
     theirs: dict[str, Make] = {tool: partial(by_tool, tool, bits, work) for tool in gptq_cost.TOOLS if tool != "alula"}
