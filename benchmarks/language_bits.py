@@ -152,9 +152,11 @@ def contenders(row: str, work: Path) -> dict[str, Make]:
     if row == WHOLE:
         dynamic = alula.Step(alula.QuantizeDynamic())
         turned = alula.Recipe((alula.Step(alula.Rotate()), dynamic))
+        spared = alula.Recipe((alula.Step(alula.QuantizeDynamic(), exclude=("*.down_proj",)),))
         return {
             "alula: dynamic": partial(by_recipe, alula.Recipe((dynamic,)), work),
             "alula: turned, dynamic": partial(by_recipe, turned, work),
+            "alula: dynamic, what gates feed in float": partial(by_recipe, spared, work),
         }
     bits = ROWS[row]
     ours: dict[str, Make] = {name: partial(by_recipe, recipe, work) for name, recipe in recipes(bits).items()}
