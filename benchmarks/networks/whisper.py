@@ -37,7 +37,8 @@ LAYERS: Final = 4
 BEGINNING: Final = (50257, 50362)  # start of a transcript, no times
 END: Final = 50256
 WORDS: Final = 50257  # ids from here on are marks
-LONGEST: Final = 60  # word pieces
+LONGEST: Final = 80  # word pieces
+WINDOW_SECONDS: Final = 30  # of sound that the encoder takes
 LEAST_WORDS: Final = 4  # of a prompt
 _TYPES: Final = (np.float32, np.int8, np.int16, np.int32, np.float16)  # of CTranslate2, by its numbers
 
@@ -108,11 +109,11 @@ def normalised(text: str) -> tuple[str, ...]:
     >>> normalised("Good-bye, it's one!")
     ('good', 'bye', "it's", 'one')
     """
-    return tuple(re.sub(r"[^a-z0-9' ]", " ", text.lower().replace("\\u2019", "'")).split())
+    return tuple(re.sub(r"[^a-z0-9' ]", " ", text.lower().replace("\u2019", "'")).split())
 
 
 def read_prompts() -> list[tuple[Path, tuple[str, ...]]]:
-    """Sound files with their words, of at least four without brackets."""
+    """Sound files with their words, of at least four without brackets, that the encoder takes whole."""
     folder = Path(os.environ.get("WHISPER_PROMPTS", ""))
     sounds = {path.stem: path for path in sorted(folder.glob("usr/share/asterisk/sounds/en_US_*/*.wav"))}
     texts = folder / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
@@ -122,7 +123,12 @@ def read_prompts() -> list[tuple[Path, tuple[str, ...]]]:
     named = (line.split(":", 1) for line in lines if ":" in line and not line.startswith(";"))
     told = {name.strip(): text for name, text in named if not set(text) & set("[](){}<>")}
     pairs = [(sounds[name], normalised(text)) for name, text in told.items() if name in sounds]
-    return [(path, words) for path, words in pairs if len(words) >= LEAST_WORDS]
+    return [(path, words) for path, words in pairs if len(words) >= LEAST_WORDS and _seconds(path) <= WINDOW_SECONDS]
+
+
+def _seconds(path: Path) -> float:
+    with wave.open(str(path)) as file:
+        return float(file.getnframes() / file.getframerate())
 
 
 def heard(path: Path, words: tuple[str, ...], *, noise: float, seed: int) -> Example:
