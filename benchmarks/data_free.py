@@ -23,7 +23,8 @@ import alula
 from alula.measurement import describe_machine
 from alula.numerics.ranges import MeanSquaredError
 from alula.techniques.technique import Technique
-from benchmarks.learned_rounding import drawn, scored
+from benchmarks.learned_rounding import scored
+from benchmarks.networks.cifar import drawn
 from benchmarks.peers.commit import read_commit
 
 RESULTS: Final = Path(__file__).parent / "results"

@@ -59,7 +59,7 @@ def main() -> None:
     commit = read_commit()
     path = arguments.out / "learned_rounding.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
-    original, images, test = float_network(), drawn("train", CALIBRATION)[0], drawn("test", TEST)
+    original, images, test = float_network(), cifar.drawn("train", CALIBRATION)[0], cifar.drawn("test", TEST)
     result.setdefault("float", scored(original, test))
     for bits in arguments.bits:
         for method in arguments.methods:
@@ -84,15 +84,6 @@ def float_network() -> alula.Model:
     if not path.is_file():
         raise SystemExit(f"no {path}: run benchmarks/cifar_reference.py --depths 20 first")
     return alula.apply_recipe(alula.load_model(path), alula.Recipe((alula.Step(alula.FoldBatchNorm()),)))
-
-
-def drawn(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a split at random, the same each time: the files are ordered by class."""
-    inputs, labels = cifar.images(split)
-    order = np.random.default_rng(0).permutation(len(labels))[:rows]
-    if len(np.unique(labels[order])) != len(np.unique(labels)):
-        raise SystemExit(f"{rows} rows of {split} do not hold every class; draw more")
-    return inputs[order], labels[order]
 
 
 def measure(

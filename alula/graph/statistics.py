@@ -8,7 +8,7 @@ Gradients need what one training step needs. Nothing grows with the number of ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -351,17 +351,24 @@ def collect(model: Model, feeds: Iterable[Mapping[str, np.ndarray]], requests: I
     return collector.statistics()
 
 
-def summarise_arrays(arrays: Iterable[np.ndarray], requests: Iterable[Request]) -> dict[str, TensorStatistics]:
-    """What was requested of one tensor, all of whose values are at hand.
+def summarise_tensor(model: Model, arrays: Sequence[np.ndarray], requests: Iterable[AnyRequest]) -> Statistics:
+    """What was requested of the one tensor that layers of a graph read, from its values instead of by running it.
 
     Raises:
-        DataError: they are not finite, or there are none.
+        DataError: the values are not finite, or there are none.
+        ModelError: the graph has no layer of a name, or it multiplies by no matrix.
     """
-    accumulators = _accumulators(requests)
+    requests = tuple(requests)
+    accumulators = _accumulators(_of_kind(requests, Request))
+    readings = _readings(model, [one.layer for one in _of_kind(requests, MomentRequest)])
+    moments = {reading: MomentSum(reading) for reading in readings.values()}
+    readers: list[_Accumulator | MomentSum] = [*accumulators.values(), *moments.values()]
     for array in arrays:
-        for accumulator in accumulators.values():
-            accumulator.add(array)
-    return {name: accumulator.freeze() for name, accumulator in accumulators.items()}
+        for one in readers:
+            one.add(array)
+    tensors = {name: seen.freeze() for name, seen in accumulators.items()}
+    frozen = {reading: seen.freeze() for reading, seen in moments.items()}
+    return Statistics(tensors, len(arrays), moments={layer: frozen[reading] for layer, reading in readings.items()})
 
 
 def _of_kind(requests: Iterable[AnyRequest], kind: type[_Kind]) -> list[_Kind]:

@@ -35,7 +35,7 @@ class Walk:
 
     def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
         for node in model.graph:
-            if any(attribute.type.name.startswith("GRAPH") for attribute in node.attributes.values()):
+            if has_body(node):
                 raise ModelError(f"{node.op_type} {node.name!r} has a body, which may read anything; the graph is gone "
                                  "through as a whole only: do without sequential=True")  # fmt: skip
         self.go_on(model)
@@ -108,6 +108,11 @@ class Walk:
     def _is_read(self, value: ir.Value) -> bool:
         """Whether what has not been computed yet reads a tensor."""
         return any(use.node.name not in self._done for use in value.uses())
+
+
+def has_body(node: ir.Node) -> bool:
+    """Whether a node holds a graph of its own: If, Loop, Scan."""
+    return any(attribute.type.name.startswith("GRAPH") for attribute in node.attributes.values())
 
 
 def _decoded(piece: Model) -> Model:

@@ -135,25 +135,13 @@ class MeanSquaredError:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputError:
+class OutputError(MeanSquaredError):
     """The range with which the layers that read a tensor give the least squared error, each relative to its outputs.
 
-    Searched as by `MeanSquaredError`, which it is where no layer reads the tensor by a matrix.
+    Where no layer reads the tensor by a matrix it is that of the least squared error of the values themselves.
     """
 
     candidates: int = 60
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        _require_candidates(self.candidates)
-
-    def range(self, values: ArrayLike, counts: ArrayLike, grid: Grid) -> Range:
-        """The range of least squared error of the values themselves.
-
-        Raises:
-            DataError: the sample is empty, unsorted or not finite.
-        """
-        return MeanSquaredError(self.candidates).range(values, counts, grid)
 
     def range_for(self, readers: Sequence[tuple[Array, Array]], extremes: Range, grid: Grid) -> Range:
         """The range of least error of what layers give, sum over layers of |W (x - Q(x))|^2 / |W x|^2.

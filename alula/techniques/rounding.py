@@ -13,7 +13,7 @@ from alula.graph.layers import Layer
 from alula.graph.matrices import from_matrix, weight_matrix
 from alula.graph.model import Model
 from alula.numerics.gptq import Ends, gptq
-from alula.numerics.grids import Grid, Quantized, finite_float32
+from alula.numerics.grids import Grid, Quantized
 from alula.numerics.ranges import channel_mean_squared_error_range, output_error_range
 from alula.techniques.compensation import why_no_moments
 
@@ -46,11 +46,9 @@ class Rounding:
 
         Rows of a matrix are rounded each by itself, so that those of several layers are rounded in one go.
         """
-        matrices = [weight_matrix(finite_float32(weight), layer) for weight, layer in zip(weights, layers, strict=True)]
-        joined, order = (
-            np.concatenate(matrices, axis=1),
-            self._columns(layers[0], moments.shape[-1]),
-        )  # [groups, out, k]
+        matrices = [weight_matrix(weight, layer) for weight, layer in zip(weights, layers, strict=True)]
+        joined = np.concatenate(matrices, axis=1)  # [groups, out, k]
+        order = self._columns(layers[0], moments.shape[-1])
         if order is not None:
             joined, moments = joined[..., order], moments[:, order[:, None], order]
         parts = [self._rounded(*pair) for pair in zip(joined, moments, strict=True)]

@@ -13,22 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from alula.errors import DataError, RecipeError
 from alula.graph.cutting import substitute
 from alula.graph.feeds import Feeds
 from alula.graph.layers import Layer
 from alula.graph.model import Model
-from alula.graph.moments import MomentSum, reading_of
-from alula.graph.statistics import (
-    AnyRequest,
-    MomentRequest,
-    Request,
-    Statistics,
-    collect,
-    summarise_arrays,
-)
+from alula.graph.statistics import MomentRequest, Request, Statistics, collect, summarise_tensor
 from alula.graph.walking import Walk
 from alula.techniques.technique import Context, Technique
 from alula.techniques.weights import QuantizeWeights
@@ -70,7 +60,8 @@ def apply_in_sequence(model: Model, technique: Technique, layers: Sequence[Layer
     for number, group in enumerate(groups, 1):
         piece = walk.piece(group)
         layers = piece.layers()
-        seen = _seen(piece, technique.requests(piece, layers), list(walk.reach(group[0].input)))
+        arrays = list(walk.reach(group[0].input))  # all run first: two thread pools would fight for the cores
+        seen = summarise_tensor(piece, arrays, technique.requests(piece, layers))
         rounded = technique.apply(piece, Context(layers, seen))
         walk.replace(group, rounded)
         pieces |= dict.fromkeys((layer.name for layer in group), rounded)
@@ -91,21 +82,3 @@ def _groups(model: Model, technique: QuantizeWeights, layers: Sequence[Layer]) -
             given = [value for value in nodes[layer.name].inputs if value is not None and not value.is_initializer()]
             found.setdefault((layer.input, "" if len(given) == 1 else layer.name), []).append(layer)
     return list(found.values())
-
-
-def _seen(piece: Model, requests: Iterable[AnyRequest], arrays: Sequence[np.ndarray]) -> Statistics:
-    """What was requested of the one tensor that a piece reads, whose values are at hand.
-
-    All were computed before: the threads of the runtime and those of products would fight for the cores.
-    """
-    nodes = {str(node.name): node for node in piece.graph}
-    layers = {layer.name: layer for layer in piece.layers()}
-    names = [one.layer for one in requests if isinstance(one, MomentRequest)]
-    readings = {name: reading_of(layers[name], nodes[name]) for name in names}
-    sums = {reading: MomentSum(reading) for reading in readings.values()}
-    for array in arrays:
-        for one in sums.values():
-            one.add(array)
-    frozen = {reading: one.freeze() for reading, one in sums.items()}
-    tensors = summarise_arrays(arrays, [one for one in requests if isinstance(one, Request)])
-    return Statistics(tensors, len(arrays), moments={name: frozen[reading] for name, reading in readings.items()})

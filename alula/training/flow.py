@@ -11,7 +11,7 @@ from alula.graph.cutting import cut_out
 from alula.graph.feeds import Feeds
 from alula.graph.model import Model
 from alula.graph.running import Runner
-from alula.graph.walking import Walk
+from alula.graph.walking import Walk, has_body
 
 
 class Flow:
@@ -40,7 +40,7 @@ class Flow:
         Raises:
             DataError: one is not finite.
         """
-        if not self._hold or _has_bodies(model):
+        if not self._hold or any(has_body(node) for node in model.graph):
             yield from _computed(model, names, self._feeds)
             return
         if self._walk is None:
@@ -55,11 +55,6 @@ class Flow:
         """Be told that the weights of some layers are others from now on: what depends on them is not held any more."""
         if self._walk is not None and self._walk.has_run(layers):
             self._walk = None
-
-
-def _has_bodies(model: Model) -> bool:
-    attributes = (one for node in model.graph for one in node.attributes.values())
-    return any(one.type.name.startswith("GRAPH") for one in attributes)
 
 
 def _computed(model: Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[dict[str, np.ndarray]]:

@@ -128,8 +128,8 @@ def task(depth: int = 20, *, calibration: int = 128, evaluation: int = 4000) -> 
     """A network as it was trained further; training images calibrate, test images score, both drawn at random."""
     return Task(
         parts={"model": load_model(MODELS / f"resnet{depth}-cifar10-jpeg.onnx")},
-        calibration=_drawn("train", calibration),
-        evaluation=_drawn("test", evaluation),
+        calibration=_examples("train", calibration),
+        evaluation=_examples("test", evaluation),
         scorer=score,
         name=f"resnet{depth}",
         metric="top-1 accuracy",
@@ -142,8 +142,15 @@ def score(run: Run, examples: Sequence[Example]) -> np.ndarray:
     return np.asarray(logits.argmax(-1) == [label for _, label in examples], np.float64)
 
 
-def _drawn(split: str, count: int) -> list[Example]:
-    """Examples at random: the files have them class by class."""
-    every, labels = images(split)
-    order = np.random.default_rng(0).permutation(len(labels))[:count]
-    return [(every[index], int(labels[index])) for index in order]
+def _examples(split: str, rows: int) -> list[Example]:
+    inputs, labels = drawn(split, rows)
+    return [(image, int(label)) for image, label in zip(inputs, labels, strict=True)]
+
+
+def drawn(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a split at random, the same each time: the files are ordered by class."""
+    inputs, labels = images(split)
+    order = np.random.default_rng(0).permutation(len(labels))[:rows]
+    if len(np.unique(labels[order])) != len(np.unique(labels)):
+        raise SystemExit(f"{rows} rows of {split} do not hold every class; draw more")
+    return inputs[order], labels[order]

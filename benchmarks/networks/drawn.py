@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -15,7 +14,6 @@ from benchmarks.peers.files import Feed
 from examples.spam.task import TRAINING, read_examples, spam_filter
 from examples.vision.task import classifier, normalized, read_photos
 
-MODELS: Final = Path(__file__).parents[1] / "results" / "models"
 TEST_IMAGES: Final = 2_000
 TEST_MESSAGES: Final = 1_500
 PHOTOS: Final = 500  # for the score; the others are drawn from
@@ -36,11 +34,10 @@ class Network:
 
 def resnet20() -> Network:
     """ResNet-20 on CIFAR-10 as JPEG; the files are sorted by class, so that test images are drawn."""
-    model = alula.load_model(MODELS / "resnet20-cifar10-jpeg.onnx")
+    model = alula.load_model(cifar.MODELS / "resnet20-cifar10-jpeg.onnx")
     pool = [{"images": image[None]} for image in cifar.images("train")[0]]
-    images, labels = cifar.images("test")
-    drawn = np.random.default_rng(0).permutation(len(labels))[:TEST_IMAGES]
-    batches = [({"images": images[part]}, labels[part]) for part in np.split(drawn, 4)]
+    images, labels = cifar.drawn("test", TEST_IMAGES)
+    batches = [({"images": images[part]}, labels[part]) for part in np.split(np.arange(TEST_IMAGES), 4)]
     return Network("ResNet-20, CIFAR-10 (JPEG), of 50,000 training images", model, pool, batches)
 
 
